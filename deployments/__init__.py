@@ -1,0 +1,1 @@
+"""Where experts run: expert host, swap scheduler, registry, Ray Serve application."""

@@ -1,0 +1,71 @@
+"""Which host should run a request for an expert: pure, over the hosts' own records.
+
+The measure is latency added, to this request and to others. A request for an expert that is
+resident waits for those before it. One whose expert is already queued at a host waits for a swap
+that will happen anyway. One that would start a new swap waits for it and makes the host's other
+experts wait as long, so its swap counts twice; that keeps work for one expert together until a
+queue has grown longer than a second copy costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from deployments.host_record import SERVING, HostRecord
+
+UNMEASURED_SWAP_MS = 5_000.0  # until a host has measured any swap; pessimistic on purpose
+UNMEASURED_REQUEST_MS = 50.0  # delay per waiting request until a host has measured it
+OUTDATED_RECORD_MS = 10_000  # beyond any skew of clocks that time synchronisation leaves
+
+
+def choose_host(records: Iterable[HostRecord], expert: str, now_ms: float) -> HostRecord | None:
+    """The host with the least added latency, or None when none serves the expert.
+
+    ``now_ms`` is wall-clock time. A host not heard of for ``OUTDATED_RECORD_MS`` is chosen only
+    when there is no other. Equal hosts are told apart by requests in flight, then by id.
+    """
+    candidates = [record for record in records if record.serves(expert)]
+    return min(candidates, key=lambda record: _rank(record, expert, now_ms), default=None)
+
+
+def expected_wait_ms(record: HostRecord, expert: str) -> float:
+    """Time until the host would start this request. Infinite for an expert it does not serve."""
+    if not record.serves(expert):
+        return float("inf")
+    own_ms = record.queue_depths.get(expert, 0) * _request_ms(record)
+    if is_resident(record, expert):
+        return own_ms
+    others = [e for e, depth in record.queue_depths.items() if depth > 0 and e != expert]
+    others_ms = sum(record.queue_depths[e] for e in others) * _request_ms(record)
+    swaps_ms = sum(swap_ms(record, e) for e in others if not is_resident(record, e))
+    return swap_ms(record, expert) + own_ms + others_ms + swaps_ms
+
+
+def added_latency_ms(record: HostRecord, expert: str) -> float:
+    """``expected_wait_ms``, plus the swap that others at the host pay if this request causes it."""
+    wait_ms = expected_wait_ms(record, expert)
+    if is_resident(record, expert) or record.queue_depths.get(expert, 0) > 0:
+        return wait_ms
+    return wait_ms + swap_ms(record, expert)
+
+
+def is_resident(record: HostRecord, expert: str) -> bool:
+    """Whether requests for the expert can start at once: a slot that drains takes no new ones."""
+    return record.resident == expert and record.slot_state == SERVING
+
+
+def swap_ms(record: HostRecord, expert: str) -> float:
+    """Measured, else the slowest swap measured on this host, else ``UNMEASURED_SWAP_MS``."""
+    measured = record.swap_ms.get(expert)
+    if measured is not None:
+        return measured
+    return max(record.swap_ms.values(), default=UNMEASURED_SWAP_MS)
+
+
+def _request_ms(record: HostRecord) -> float:
+    return record.queued_request_ms or UNMEASURED_REQUEST_MS
+
+
+def _rank(record: HostRecord, expert: str, now_ms: float) -> tuple[bool, float, int, str]:
+    outdated = now_ms - record.heartbeat_ms > OUTDATED_RECORD_MS
+    return (outdated, added_latency_ms(record, expert), record.in_flight, record.host_id)

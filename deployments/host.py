@@ -1,0 +1,280 @@
+"""One expert host: an accelerator slot with its engine, weight pool, scheduler, port and heartbeat.
+
+Owns everything about one slot and runs in one process (a Ray Serve replica, usually). It needs no
+Ray: ``deployments.app`` wraps it, tests run it bare.
+
+Life: start the engine and pool the experts, start the slot's driver, open the port, register. The
+record in the store carries a heartbeat; when the process dies, the record expires and the gateway
+stops asking. A host whose engine died says so by failing its health check and is replaced whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Protocol
+
+import uvicorn
+
+from deployments.host_config import HostConfig
+from deployments.host_http import HostPort, ServingEngine
+from deployments.registry import HostRecord, HostRegistry
+from deployments.swap.core import SchedulerConfig
+from deployments.swap.driver import SlotDriver, SwapReport
+from experts.compat import resolve_model_folder
+from experts.errors import ArtifactError, StateUnavailable
+from experts.vllm_engine import EngineSettings, SwappableEngine
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_MS = 500
+HEARTBEAT_TTL_MS = 3_000
+BODY_BYTES_MAX = 8 << 20
+
+
+class HostEngine(ServingEngine, Protocol):
+    """An engine as a host uses it."""
+
+    @property
+    def resident(self) -> str | None: ...
+
+    async def make_resident(self, expert: str) -> object: ...
+
+    async def check_health(self) -> None: ...
+
+    def shutdown(self) -> None: ...
+
+
+class EngineActuator:
+    """Lets the slot's driver move weights; turns the engine's report into the scheduler's."""
+
+    def __init__(self, engine: SwappableEngine) -> None:
+        self._engine = engine
+
+    async def make_resident(self, expert: str) -> SwapReport:
+        report = await self._engine.make_resident(expert)
+        log.info(
+            "swapped",
+            extra={
+                "expert": expert,
+                "swap_ms": round(report.swap_ms, 1),
+                "canary_ms": round(report.canary_ms, 1),
+            },
+        )
+        return SwapReport(
+            expert=report.expert,
+            copy_ms=report.swap_ms,
+            canary_ms=report.canary_ms,
+            bytes=report.bytes,
+        )
+
+
+class ExpertHost:
+    """See the module's docstring. ``locations`` maps each expert of this host to its weights."""
+
+    def __init__(
+        self,
+        *,
+        host_id: str,
+        config: HostConfig,
+        locations: Mapping[str, str],
+        registry: HostRegistry,
+        token: str,
+        advertise_host: str = "127.0.0.1",
+        bind_host: str = "127.0.0.1",
+        version: str = "",
+        progress: Callable[[str], Awaitable[None]] | None = None,
+    ) -> None:
+        self.host_id = host_id
+        self._config = config
+        self._locations = locations
+        self._registry = registry
+        self._token = token
+        self._advertise_host = advertise_host
+        self._bind_host = bind_host
+        self._version = version
+        self._progress = progress
+        self._engine: SwappableEngine | None = None
+        self._driver: SlotDriver | None = None
+        self._server: uvicorn.Server | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._out_of_service: dict[str, str] = {}
+        self._started_ms = 0
+        self._url = ""
+        self._changed = asyncio.Event()
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    @property
+    def driver(self) -> SlotDriver:
+        assert self._driver is not None, "the host is not started"
+        return self._driver
+
+    @property
+    def engine(self) -> SwappableEngine:
+        assert self._engine is not None, "the host is not started"
+        return self._engine
+
+    async def start(self) -> None:
+        """Bring the slot into service. Raises ArtifactError when no expert could be loaded."""
+        self._started_ms = int(time.time() * 1000)
+        await self._start_engine()
+        await self._start_driver()
+        await self._open_port()
+        self._tasks.append(asyncio.create_task(self._heartbeats()))
+
+    async def _start_engine(self) -> None:
+        folders: dict[str, str] = {}
+        for expert, location in self._locations.items():
+            try:
+                folders[expert] = str(await asyncio.to_thread(resolve_model_folder, location))
+            except ArtifactError as error:
+                self._set_aside(expert, error.message)
+        if not folders:
+            raise ArtifactError(self._config.name, "no expert of this host has weights to load")
+        notes: asyncio.Queue[str] = asyncio.Queue()
+        reporter = asyncio.create_task(self._report(notes))
+        try:
+            self._engine, refused = await SwappableEngine.start(
+                folders, _engine_settings(self._config), progress=notes.put_nowait
+            )
+        finally:
+            reporter.cancel()
+        for expert, reason in refused.items():
+            self._set_aside(expert, reason)
+
+    def _set_aside(self, expert: str, reason: str) -> None:
+        log.error("expert out of service", extra={"expert": expert, "reason": reason})
+        self._out_of_service[expert] = reason
+
+    async def _report(self, notes: asyncio.Queue[str]) -> None:
+        while True:
+            note = await notes.get()
+            log.info(note)
+            if self._progress is not None:
+                await self._progress(note)
+
+    async def _start_driver(self) -> None:
+        scheduler = self._config.scheduler
+        self._driver = SlotDriver(
+            SchedulerConfig(
+                queue_max=scheduler.queue_max,
+                in_flight_max=scheduler.in_flight_max,
+                age_bound_ms=scheduler.age_bound_ms,
+                min_residency_ms=scheduler.min_residency_ms,
+                drain_deadline_ms=scheduler.drain_deadline_ms,
+            ),
+            tuple(self._locations),
+            EngineActuator(self.engine),
+            clock=lambda: time.monotonic() * 1000,
+            resident=self.engine.resident,
+        )
+        self._driver.on_change = self._changed.set
+        await self._driver.start()
+        for expert, reason in self._out_of_service.items():
+            self._driver.retire(expert, reason)
+
+    async def _open_port(self) -> None:
+        port = HostPort(
+            host_id=self.host_id,
+            engine=self.engine,
+            driver=self.driver,
+            experts=tuple(self._locations),
+            token=self._token,
+            body_bytes_max=BODY_BYTES_MAX,
+        )
+        listener = socket.create_server((self._bind_host, self._config.port))
+        self._url = f"http://{self._advertise_host}:{listener.getsockname()[1]}"
+        self._server = _EmbeddedServer(
+            uvicorn.Config(
+                port.app(health=self.engine.check_health),
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=5,
+            )
+        )
+        self._tasks.append(asyncio.create_task(self._server.serve(sockets=[listener])))
+
+    # --- heartbeat --------------------------------------------------------------------------------
+
+    async def _heartbeats(self) -> None:
+        while True:
+            self._changed.clear()
+            # Away now, back later: the driver and open streams do not depend on the store.
+            with contextlib.suppress(StateUnavailable):
+                await self._registry.publish(self.record(), HEARTBEAT_TTL_MS)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), HEARTBEAT_MS / 1000)
+            await asyncio.sleep(0.02)  # bursts of changes become one write
+
+    def record(self) -> HostRecord:
+        """What the gateway needs to choose between hosts, as of now."""
+        snapshot = self.driver.snapshot()
+        return HostRecord(
+            host_id=self.host_id,
+            url=self._url,
+            experts=tuple(self._locations),
+            resident=snapshot.resident,
+            queue_depths=snapshot.queue_depths,
+            in_flight=snapshot.in_flight,
+            swap_ms=snapshot.swap_ms,
+            out_of_service=snapshot.out_of_service,
+            slot_state=str(snapshot.phase),
+            heartbeat_ms=int(time.time() * 1000),
+            started_ms=self._started_ms,
+            version=self._version,
+        )
+
+    async def check_health(self) -> None:
+        """Raise when the slot cannot serve any more and the process should be replaced."""
+        await self.engine.check_health()
+        for task in self._tasks:
+            if task.done():
+                task.result()
+                raise RuntimeError("a host task ended")
+
+    async def aclose(self) -> None:
+        """Leave the registry, refuse what waits, close the port, stop the engine."""
+        with contextlib.suppress(StateUnavailable):
+            await self._registry.remove(self.host_id)
+        if self._driver is not None:
+            await self._driver.aclose()
+        if self._server is not None:
+            self._server.should_exit = True
+        for task in self._tasks[1:]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.shutdown)
+
+
+class _EmbeddedServer(uvicorn.Server):
+    """A server inside somebody else's process: signals belong to the process."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _engine_settings(config: HostConfig) -> EngineSettings:
+    settings = EngineSettings(
+        dtype=config.engine.dtype,
+        max_model_len=config.engine.max_model_len,
+        kv_cache_bytes=config.engine.kv_cache_bytes,
+        max_num_seqs=config.engine.max_num_seqs,
+        tensor_parallel=config.engine.tensor_parallel,
+        pool_bytes=config.pool.host_memory_bytes,
+        canary_enabled=config.canary.enabled,
+    )
+    if config.canary.prompt:
+        import dataclasses
+
+        settings = dataclasses.replace(settings, canary_prompt=config.canary.prompt)
+    return settings

@@ -1,0 +1,345 @@
+"""Backend over plain HTTP: expert hosts and any other OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from experts.errors import CoeError, ExpertFailed, HostLost, UpstreamTimeout
+from experts.event_stream import DONE, EventTooLarge, SseDecoder
+from experts.protocol import CallTimings, ExpertCall, ExpertReply
+from experts.upstream_errors import error_from_event, error_from_reply
+
+__all__ = ["HttpBackend", "PoolLimits"]
+
+_FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
+_LARGE_BODY_BYTES = 1 << 20  # above this aiohttp wants a file, so that it can send piece by piece
+_ERROR_BODY_BYTES_MAX = 64 * 1024
+_DRAIN_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLimits:
+    """Bounds of one backend's connections.
+
+    ``keepalive_s`` stays below the 5 s after which uvicorn closes an idle connection, so that a
+    request is not sent into a connection that is being closed.
+    """
+
+    connections_max: int = 1024
+    connect_timeout_ms: float = 5_000.0
+    keepalive_s: float = 4.0
+    reply_bytes_max: int = 64 * 1024 * 1024
+
+
+class HttpBackend:
+    """Calls ``base_url`` (ending in /v1) with the OpenAI protocol.
+
+    ``secret`` is asked for the bearer token at each call, so that a rotated key needs no restart.
+    ``upstream_model`` replaces the expert's id as ``model`` (None: the id itself is sent).
+    ``host`` is the expert host's id; given, the scheduling headers of our hosts are sent along.
+    The connection pool is opened by the first call and belongs to that call's event loop.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        secret: Callable[[], str | None] | None = None,
+        upstream_model: str | None = None,
+        host: str | None = None,
+        limits: PoolLimits | None = None,
+    ) -> None:
+        self._base_url = base_url.rstrip("/")
+        self._secret = secret
+        self._upstream_model = upstream_model
+        self._host = host
+        self._limits = limits or PoolLimits()
+        self._session: aiohttp.ClientSession | None = None
+
+    async def complete(self, call: ExpertCall) -> ExpertReply:
+        """Run to the end.
+
+        Raises:
+            ExpertFailed, HostLost, UpstreamTimeout, and the capacity errors a host answers with.
+        """
+        try:
+            async with asyncio.timeout(call.timeout_ms / 1000.0):
+                response = await self._post(call, stream=False)
+                try:
+                    body = await self._read_bounded(call, response, self._limits.reply_bytes_max)
+                finally:
+                    response.close()
+        except TimeoutError as error:
+            raise self._timeout(call, error, "total", call.timeout_ms) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise HostLost(call.expert, self._name) from error
+        return ExpertReply(_reply_object(call, body), self._timings(response))
+
+    @asynccontextmanager
+    async def stream(self, call: ExpertCall) -> AsyncIterator[HttpStream]:
+        """Open a stream; leaving early closes the connection, which aborts the generation."""
+        loop = asyncio.get_running_loop()
+        started_s = loop.time()
+        limit_ms = min(call.first_token_timeout_ms, call.timeout_ms)
+        try:
+            async with asyncio.timeout(limit_ms / 1000.0):
+                response = await self._post(call, stream=True)
+        except TimeoutError as error:
+            raise self._timeout(call, error, "first token", limit_ms) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise HostLost(call.expert, self._name) from error
+        watchdog = _Watchdog(loop, response, call, started_s)
+        stream = HttpStream(call, self._name, response, self._timings(response), watchdog)
+        try:
+            yield stream
+            if stream.done:
+                await _drain(response)
+        finally:
+            watchdog.stop()
+            response.close()
+
+    async def aclose(self) -> None:
+        """Close the pool; streams that are still open lose their connection."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    @property
+    def _name(self) -> str:
+        return self._host or self._base_url
+
+    def _timeout(
+        self, call: ExpertCall, error: TimeoutError, phase: str, limit_ms: float
+    ) -> UpstreamTimeout:
+        if isinstance(error, aiohttp.ServerTimeoutError):  # raised by the connector
+            return UpstreamTimeout(call.expert, "connect", self._limits.connect_timeout_ms)
+        return UpstreamTimeout(call.expert, phase, limit_ms)
+
+    async def _post(self, call: ExpertCall, *, stream: bool) -> aiohttp.ClientResponse:
+        body = {**call.body, "model": self._upstream_model or call.expert, "stream": stream}
+        payload = msgspec.json.encode(body)
+        response = await self._opened_session().post(
+            f"{self._base_url}/{call.endpoint.value}",
+            data=io.BytesIO(payload) if len(payload) > _LARGE_BODY_BYTES else payload,
+            headers=self._headers(call),
+            allow_redirects=False,  # a redirect would carry the bearer token elsewhere
+        )
+        if response.status >= 300:
+            try:
+                raise await self._refusal(call, response)
+            finally:
+                response.close()
+        return response
+
+    async def _refusal(self, call: ExpertCall, response: aiohttp.ClientResponse) -> CoeError:
+        return error_from_reply(
+            expert=call.expert,
+            status=response.status,
+            headers=response.headers,
+            body=await response.content.read(_ERROR_BODY_BYTES_MAX),
+            waited_ms=call.queue_deadline_ms or call.timeout_ms,
+        )
+
+    async def _read_bounded(
+        self, call: ExpertCall, response: aiohttp.ClientResponse, limit_bytes: int
+    ) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        while part := await response.content.readany():
+            parts.append(part)
+            size += len(part)
+            if size > limit_bytes:
+                raise ExpertFailed(call.expert, 502, f"a reply of more than {limit_bytes} bytes")
+        return b"".join(parts)
+
+    def _headers(self, call: ExpertCall) -> dict[str, str]:
+        headers = {"x-request-id": call.request_id}
+        if self._secret is not None and (secret := self._secret()):
+            headers["authorization"] = f"Bearer {secret}"
+        if self._host is not None:
+            headers["x-coe-priority"] = str(call.priority)
+            if call.queue_deadline_ms is not None:
+                headers["x-coe-queue-deadline-ms"] = f"{call.queue_deadline_ms:.0f}"
+        return headers
+
+    def _timings(self, response: aiohttp.ClientResponse) -> CallTimings:
+        headers = response.headers
+        return CallTimings(
+            host=headers.get("x-coe-host", self._host or ""),
+            queue_ms=_milliseconds(headers, "x-coe-queue-ms"),
+            swap_ms=_milliseconds(headers, "x-coe-swap-ms"),
+        )
+
+    def _opened_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    limit=self._limits.connections_max,
+                    keepalive_timeout=self._limits.keepalive_s,
+                ),
+                timeout=aiohttp.ClientTimeout(
+                    total=None, sock_connect=self._limits.connect_timeout_ms / 1000.0
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                # A compressed event stream arrives in blocks, not token by token.
+                headers={"content-type": "application/json", "accept-encoding": "identity"},
+                skip_auto_headers=("User-Agent",),
+            )
+        return self._session
+
+
+class HttpStream:
+    """An open answer. Iterate once, either event by event or in ``batches``."""
+
+    def __init__(
+        self,
+        call: ExpertCall,
+        host: str,
+        response: aiohttp.ClientResponse,
+        timings: CallTimings,
+        watchdog: _Watchdog,
+    ) -> None:
+        self._call = call
+        self._host = host
+        self._response = response
+        self._watchdog = watchdog
+        self.timings = timings
+        self.done = False  # [DONE] was seen
+        self._finished = False  # some choice reported a finish_reason
+        self._events = 0
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for batch in self.batches():
+            for payload in batch:
+                yield payload
+
+    async def batches(self) -> AsyncIterator[list[bytes]]:
+        """Payloads grouped as the network delivered them, so that a relay can write them at once.
+
+        Raises:
+            ExpertFailed: the stream carries an error event.
+            HostLost: it ended with neither ``[DONE]`` nor a finish reason.
+            UpstreamTimeout: first token, idle or total time ran out.
+        """
+        decoder = SseDecoder()
+        while not self.done and (chunk := await self._read()):
+            self._watchdog.progress()
+            try:
+                batch = self._checked(decoder.feed(chunk))
+            except EventTooLarge as error:
+                raise ExpertFailed(self._call.expert, 502, str(error)) from error
+            if batch:
+                yield batch
+        if not (self.done or self._finished):
+            raise self._lost()
+
+    async def _read(self) -> bytes:
+        try:
+            return await self._response.content.readany()
+        except (aiohttp.ClientError, OSError) as error:
+            if self._watchdog.overrun is not None:
+                phase, limit_ms = self._watchdog.overrun
+                raise UpstreamTimeout(self._call.expert, phase, limit_ms) from error
+            raise self._lost() from error
+
+    def _checked(self, payloads: list[bytes]) -> list[bytes]:
+        batch: list[bytes] = []
+        for payload in payloads:
+            if payload == DONE:
+                self.done = True
+                break
+            if b'"error"' in payload and (error := error_from_event(self._call.expert, payload)):
+                raise error
+            if not self._finished and _FINISHED.search(payload):
+                self._finished = True
+            batch.append(payload)
+        self._events += len(batch)
+        return batch
+
+    def _lost(self) -> HostLost:
+        return HostLost(self._call.expert, self._host, sent_tokens=self._events)
+
+
+class _Watchdog:
+    """Closes the response when a phase overruns, which wakes the reader with an error.
+
+    One timer per stream that re-arms itself: progress only moves a number. A timeout armed and
+    disarmed around every read would cost more than the read.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        response: aiohttp.ClientResponse,
+        call: ExpertCall,
+        started_s: float,
+    ) -> None:
+        self._loop = loop
+        self._response = response
+        self._call = call
+        self._end_s = started_s + call.timeout_ms / 1000.0
+        self._due_s = min(started_s + call.first_token_timeout_ms / 1000.0, self._end_s)
+        self._idle_s = call.idle_timeout_ms / 1000.0
+        self._started = False
+        self.overrun: tuple[str, float] | None = None
+        self._timer = loop.call_at(self._due_s, self._check)
+
+    def progress(self) -> None:
+        self._started = True
+        self._due_s = min(self._loop.time() + self._idle_s, self._end_s)
+        if self._due_s < self._timer.when():  # an idle bound shorter than the first-token bound
+            self._timer.cancel()
+            self._timer = self._loop.call_at(self._due_s, self._check)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _check(self) -> None:
+        if self._loop.time() < self._due_s:
+            self._timer = self._loop.call_at(self._due_s, self._check)
+            return
+        self.overrun = self._phase()
+        self._response.close()
+
+    def _phase(self) -> tuple[str, float]:
+        if self._due_s >= self._end_s:
+            return "total", self._call.timeout_ms
+        if self._started:
+            return "between tokens", self._call.idle_timeout_ms
+        return "first token", self._call.first_token_timeout_ms
+
+
+def _reply_object(call: ExpertCall, body: bytes) -> dict[str, Any]:
+    try:
+        decoded = msgspec.json.decode(body)
+    except msgspec.DecodeError as error:
+        raise ExpertFailed(call.expert, 502, "a reply that is not JSON") from error
+    if not isinstance(decoded, dict):
+        raise ExpertFailed(call.expert, 502, "a reply that is not a JSON object")
+    return decoded
+
+
+def _milliseconds(headers: Mapping[str, str], name: str) -> float:
+    try:
+        return float(headers.get(name, 0.0))
+    except ValueError:
+        return 0.0
+
+
+async def _drain(response: aiohttp.ClientResponse) -> None:
+    """Read the end of the body after ``[DONE]``, so that the connection can be used again."""
+    try:
+        async with asyncio.timeout(_DRAIN_S):
+            while await response.content.readany():
+                pass
+    except (TimeoutError, aiohttp.ClientError, OSError):
+        return  # the answer is complete; the connection is simply not kept

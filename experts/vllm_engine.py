@@ -1,0 +1,395 @@
+"""The one module that knows vLLM: an engine whose weights can be exchanged while it runs.
+
+``SwappableEngine`` wraps one vLLM ``AsyncLLM``. All experts of one architecture are pooled at start
+(``experts.vllm_worker``); ``make_resident`` copies an expert's weights into the running engine and,
+unless switched off, asks it a canary question. Requests are rendered and answered by vLLM's own
+OpenAI serving layer (chat templates, tools, log-probabilities, structured outputs), one serving
+object per expert, so that each answers under its own name.
+
+Not safe for concurrent use by itself: whoever owns the slot (``deployments.swap``) sees to it that
+nothing generates while weights are exchanged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from experts.errors import (
+    ArtifactError,
+    CanaryMismatch,
+    CoeError,
+    ExpertFailed,
+    InvalidRequest,
+    SwapFailed,
+)
+from experts.types import Endpoint
+
+SUPPORTED_VLLM = "0.32."
+_EXTENSION = "experts.vllm_worker.WeightPoolExtension"
+_CANARY_LOGPROB_TOLERANCE = 1e-4  # same kernels, same shapes: differences are corruption
+DEFAULT_CANARY_PROMPT = "The quick brown fox jumps over the lazy dog. Paris is the capital of"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How to run the engine. ``kv_cache_bytes`` bounds the KV cache, ``pool_bytes`` the pool."""
+
+    dtype: str = "auto"
+    max_model_len: int = 2048
+    kv_cache_bytes: int = 512 << 20
+    max_num_seqs: int = 16
+    tensor_parallel: int = 1
+    pool_bytes: int = 4 << 30
+    canary_enabled: bool = True
+    canary_prompt: str = DEFAULT_CANARY_PROMPT
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """First greedy token of the fixed prompt, recorded when the expert was pooled."""
+
+    token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """One expert in the pool. ``seconds`` is the time from disk to pool."""
+
+    expert: str
+    bytes: int
+    digest: str
+    canary: Canary
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SwapReport:
+    """What a swap took: the copy inside the worker, the whole call, and the canary apart."""
+
+    expert: str
+    bytes: int
+    copy_ms: float
+    swap_ms: float
+    canary_ms: float
+
+
+def prepare_environment() -> None:
+    """Process environment that vLLM reads at import. Call before anything imports vllm."""
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    # Otherwise the first request with log-probabilities waits ~20 s on CPU for a kernel to compile.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    # The CPU build warns once per tensor of every load otherwise.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _pick_dtype(requested: str) -> str:
+    """bfloat16 where the CPU multiplies it natively, else float32; accelerators decide themselves."""
+    import torch
+    from vllm.platforms import current_platform
+
+    if requested != "auto" or not current_platform.is_cpu():
+        return requested
+    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
+
+
+class SwappableEngine:
+    """One running engine, its pool, and the expert whose weights it holds."""
+
+    def __init__(self, engine: Any, settings: EngineSettings) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._pooled: dict[str, Pooled] = {}
+        self._serving: dict[str, Any] = {}
+        self.resident: str | None = None
+
+    # --- start and stop ---------------------------------------------------------------------------
+
+    @classmethod
+    async def start(
+        cls,
+        experts: Mapping[str, str],
+        settings: EngineSettings,
+        *,
+        progress: Callable[[str], None],
+    ) -> tuple[SwappableEngine, dict[str, str]]:
+        """Start the engine on the first loadable expert and pool all of them.
+
+        ``experts`` maps expert id to weight folder (or hub id). Returns the engine and, for experts
+        that could not be pooled, the reason; raises ArtifactError when none could.
+        """
+        prepare_environment()
+        import vllm
+
+        if not vllm.__version__.startswith(SUPPORTED_VLLM):
+            raise ArtifactError(
+                "vllm", f"version {vllm.__version__} is installed, {SUPPORTED_VLLM}x is supported"
+            )
+        first, *others = experts
+        progress(f"starting the engine with {first}")
+        self = cls(await cls._launch(experts[first], settings), settings)
+        try:
+            refused = await self._pool_all(experts, first, others, progress)
+        except BaseException:
+            self.shutdown()
+            raise
+        return self, refused
+
+    @staticmethod
+    async def _launch(model: str, settings: EngineSettings) -> Any:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        return AsyncLLM.from_engine_args(
+            AsyncEngineArgs(
+                model=model,
+                dtype=_pick_dtype(settings.dtype),  # type: ignore[arg-type]
+                max_model_len=settings.max_model_len,
+                kv_cache_memory_bytes=settings.kv_cache_bytes,
+                max_num_seqs=settings.max_num_seqs,
+                tensor_parallel_size=settings.tensor_parallel,
+                enforce_eager=settings.extra.get("enforce_eager", _on_cpu()),
+                enable_prefix_caching=True,
+                generation_config="vllm",
+                worker_extension_cls=_EXTENSION,
+                disable_log_stats=True,
+                **{k: v for k, v in settings.extra.items() if k != "enforce_eager"},
+            )
+        )
+
+    async def _pool_all(
+        self,
+        experts: Mapping[str, str],
+        first: str,
+        others: list[str],
+        progress: Callable[[str], None],
+    ) -> dict[str, str]:
+        total = len(experts)
+        progress(f"pooling {first} (1 of {total})")
+        opened = await self._rpc("coe_open_pool", self._settings.pool_bytes, first)
+        await self._admit(first, experts[first], opened)
+        refused: dict[str, str] = {}
+        for at, expert in enumerate(others, start=2):
+            progress(f"pooling {expert} ({at} of {total})")
+            try:
+                await self.pool(expert, experts[expert])
+            except CoeError as error:
+                refused[expert] = error.message
+        return refused
+
+    def shutdown(self) -> None:
+        """Stop the engine's processes."""
+        self._engine.shutdown()
+
+    # --- pool and swap ----------------------------------------------------------------------------
+
+    async def pool(self, expert: str, path: str) -> Pooled:
+        """Load an expert from disk into the pool. The engine must be idle; it is resident after."""
+        from experts.compat import check_compatible
+
+        base = self._engine.vllm_config.model_config.model
+        check_compatible(base, path, expert=expert)
+        try:
+            result = await self._rpc("coe_pool_expert", expert, path)
+        except ArtifactError:
+            raise
+        except Exception as error:  # the worker's exception arrives without its class
+            raise ArtifactError(path, f"{expert} could not be pooled: {error}") from error
+        return await self._admit(expert, path, result)
+
+    async def _admit(self, expert: str, path: str, result: Mapping[str, Any]) -> Pooled:
+        """Record the canary of freshly loaded weights and set up the serving layer."""
+        self.resident = expert
+        await self._forget_cached_prefixes()
+        canary = await self._ask_canary()
+        pooled = Pooled(
+            expert, result["bytes"], result["digest"], canary, result.get("seconds", 0.0)
+        )
+        self._pooled[expert] = pooled
+        self._serving[expert] = await _serving_state(self._engine, expert, path)
+        return pooled
+
+    async def make_resident(self, expert: str) -> SwapReport:
+        """Exchange the weights and prove them. Raises SwapFailed or CanaryMismatch.
+
+        The engine must have no request running. After an error the slot holds no known expert.
+        """
+        if expert not in self._pooled:
+            raise SwapFailed(expert, "not in the weight pool")
+        self.resident = None
+        started = time.perf_counter()
+        try:
+            result = await self._rpc("coe_make_resident", expert)
+        except Exception as error:  # the worker's exception arrives without its class
+            raise SwapFailed(expert, str(error)) from error
+        swapped = time.perf_counter()
+        if self._settings.canary_enabled:
+            await self._check_canary(expert)
+        self.resident = expert
+        return SwapReport(
+            expert,
+            result["bytes"],
+            result["seconds"] * 1e3,
+            (swapped - started) * 1e3,
+            (time.perf_counter() - swapped) * 1e3,
+        )
+
+    async def _check_canary(self, expert: str) -> None:
+        want = self._pooled[expert].canary
+        got = await self._ask_canary()
+        off = abs(got.logprob - want.logprob)
+        # A NaN log-probability compares false to everything and must fail.
+        if got.token_id != want.token_id or not off <= _CANARY_LOGPROB_TOLERANCE:
+            raise CanaryMismatch(expert, want.token_id, got.token_id, want.logprob, got.logprob)
+
+    async def _ask_canary(self) -> Canary:
+        from vllm import SamplingParams
+        from vllm.inputs.engine import tokens_input
+
+        tokenizer = self._engine.get_tokenizer()
+        # A salt of its own keeps the canary from being answered out of cached blocks.
+        prompt = tokens_input(
+            tokenizer.encode(self._settings.canary_prompt), cache_salt=uuid.uuid4().hex
+        )
+        params = SamplingParams(temperature=0.0, max_tokens=1, logprobs=1)
+        final = None
+        async for output in self._engine.generate(prompt, params, f"canary-{uuid.uuid4().hex}"):
+            final = output
+        assert final is not None
+        answer = final.outputs[0]
+        token = answer.token_ids[0]
+        return Canary(token, float(answer.logprobs[0][token].logprob))
+
+    async def _forget_cached_prefixes(self) -> None:
+        """New weights under an old name: blocks computed by the old ones must not be hit."""
+        if not await self._engine.reset_prefix_cache():
+            raise SwapFailed(self.resident or "", "the prefix cache is in use")
+
+    async def plain_copy_ms(self, repeats: int) -> list[float]:
+        """Milliseconds of plain copies of an entry's bytes, made where the swap is made."""
+        return [s * 1e3 for s in await self._rpc("coe_plain_copy_seconds", repeats)]
+
+    async def corrupt_for_test(self, expert: str, tensor_index: int = 0) -> str:
+        """Damage one pooled tensor (fault injection)."""
+        return str(await self._rpc("coe_corrupt", expert, tensor_index))
+
+    async def _rpc(self, method: str, *args: Any) -> Any:
+        """Call all workers; the slowest one's view of time and size is the one that counts."""
+        results = await self._engine.collective_rpc(method, args=args)
+        if isinstance(results[0], dict) and "seconds" in results[0]:
+            return max(results, key=lambda r: r["seconds"])
+        return results[0]
+
+    @property
+    def pooled(self) -> Mapping[str, Pooled]:
+        return self._pooled
+
+    async def check_health(self) -> None:
+        """Raise when the engine is dead."""
+        await self._engine.check_health()
+
+    @property
+    def engine(self) -> Any:
+        """The wrapped AsyncLLM, for tests that compare against it."""
+        return self._engine
+
+    # --- answering --------------------------------------------------------------------------------
+
+    async def serve(
+        self, expert: str, endpoint: Endpoint, body: Mapping[str, Any], *, request_id: str
+    ) -> dict[str, Any] | AsyncIterator[str]:
+        """Answer one OpenAI request with the resident weights: a body, or SSE lines.
+
+        Raises InvalidRequest for what vLLM rejects. The first SSE line is produced lazily; closing
+        the iterator aborts the generation.
+        """
+        state = self._serving[expert]
+        request = _parse(endpoint, {**body, "model": expert})
+        request.cache_salt = self._cache_salt(expert, request.cache_salt)
+        # vLLM folds the request id into ids of its own, which must be unique among running ones.
+        request.request_id = f"{request_id}-{uuid.uuid4().hex[:8]}"
+        try:
+            if endpoint is Endpoint.CHAT:
+                result = await state.openai_serving_chat.create_chat_completion(request)
+            else:
+                result = await state.openai_serving_completion.create_completion(request)
+        except ValueError as error:  # vLLM's validation errors derive from it
+            raise InvalidRequest(getattr(error, "parameter", None), str(error)) from error
+        return _unwrap(expert, result)
+
+    def _cache_salt(self, expert: str, callers: str | None) -> str:
+        """Cached blocks belong to one expert's exact weights, and to the caller's salt if any."""
+        own = f"{expert}@{self._pooled[expert].digest[:16]}"
+        return f"{own}/{callers}" if callers else own
+
+
+def _on_cpu() -> bool:
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
+def _parse(endpoint: Endpoint, body: Mapping[str, Any]) -> Any:
+    from pydantic import ValidationError
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+    model = ChatCompletionRequest if endpoint is Endpoint.CHAT else CompletionRequest
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or None
+        raise InvalidRequest(where, str(first["msg"])) from error
+    except ValueError as error:
+        raise InvalidRequest(getattr(error, "parameter", None), str(error)) from error
+
+
+def _unwrap(expert: str, result: Any) -> dict[str, Any] | AsyncIterator[str]:
+    from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+
+    if isinstance(result, ErrorResponse):
+        error = result.error
+        if error.code < 500:
+            raise InvalidRequest(error.param, error.message)
+        raise ExpertFailed(expert, error.code, error.message, error.param)
+    if hasattr(result, "model_dump"):
+        body: dict[str, Any] = result.model_dump(mode="json", exclude_unset=False)
+        return body
+    stream: AsyncIterator[str] = result
+    return stream
+
+
+async def _serving_state(engine: Any, expert: str, path: str) -> Any:
+    """vLLM's serving objects answering as ``expert``, with the chat template of its own folder."""
+    from pathlib import Path
+
+    from starlette.datastructures import State
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+
+    arguments = ["--model", path, "--served-model-name", expert, "--disable-log-stats"]
+    template = Path(path) / "chat_template.jinja"
+    if template.is_file():
+        arguments += ["--chat-template", str(template)]
+    state = State()
+    await init_app_state(
+        engine, state, _frontend_args(arguments), await engine.get_supported_tasks()
+    )
+    return state
+
+
+def _frontend_args(arguments: list[str]) -> argparse.Namespace:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    namespace: argparse.Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)
+    return namespace

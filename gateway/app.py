@@ -1,0 +1,224 @@
+"""The gateway's HTTP application.
+
+``create_app`` takes a ready ``GatewayService``; opening and closing what that uses is the
+``lifespan``'s, which the caller gives.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from experts.errors import CoeError, InvalidRequest, MethodNotAllowed, UnknownModel, UnknownRoute
+from experts.types import Endpoint
+from gateway.admission import BodyLimit, ConcurrencyLimit
+from gateway.headers import RequestIds, request_id_of
+from gateway.http_errors import answer_for
+from gateway.metrics import Metrics
+from gateway.openai_http import KeepAlive, OpenAiEndpoint, RouteEndpoint
+from gateway.service import GatewayService
+
+__all__ = ["HttpLimits", "Readiness", "create_app"]
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """Bounds at the door of one worker."""
+
+    body_bytes: int = 2 * 2**20
+    concurrent_requests: int = 1024
+    keep_alive: KeepAlive = field(default_factory=KeepAlive)
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """``missing``: what prevents serving, by name. ``degraded``: what works, but less well."""
+
+    missing: Mapping[str, str] = field(default_factory=dict)
+    degraded: Mapping[str, str] = field(default_factory=dict)
+
+
+def create_app(
+    service: GatewayService,
+    *,
+    metrics: Metrics,
+    limits: HttpLimits | None = None,
+    readiness: Callable[[], Awaitable[Readiness]],
+    lifespan: Lifespan | None = None,
+    new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+) -> FastAPI:
+    """Build the application."""
+    bounds = limits or HttpLimits()
+    app = FastAPI(title="CoE Gateway", lifespan=lifespan, openapi_url=None)
+    _add_hot_routes(app, service, bounds.keep_alive)
+    _add_models(app, service)
+    _add_probes(app, metrics, readiness)
+    _add_error_handlers(app)
+    # The last one added is the outermost.
+    app.add_middleware(BodyLimit, body_bytes_max=bounds.body_bytes)
+    app.add_middleware(
+        ConcurrencyLimit,
+        requests_max=bounds.concurrent_requests,
+        on_change=metrics.set_in_flight,
+    )
+    app.add_middleware(ResponseCounter, count=metrics.count_response)
+    app.add_middleware(RequestIds, new_id=new_id)
+    return app
+
+
+def _add_hot_routes(app: FastAPI, service: GatewayService, keep_alive: KeepAlive) -> None:
+    """Plain ASGI endpoints in front of all others.
+
+    A FastAPI route would build a request object, resolve dependencies and wrap the response for
+    each call, and its streaming response starts a task group per stream; measured with
+    bench/overhead.py that is most of what a pass-through costs.
+    """
+    endpoints: dict[str, ASGIApp] = {
+        "/v1/chat/completions": OpenAiEndpoint(service, Endpoint.CHAT, keep_alive),
+        "/v1/completions": OpenAiEndpoint(service, Endpoint.COMPLETIONS, keep_alive),
+        "/v1/route": RouteEndpoint(service),
+    }
+    routes = [Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()]
+    app.router.routes[:0] = routes
+
+
+def _add_models(app: FastAPI, service: GatewayService) -> None:
+    @app.get("/v1/models")
+    async def list_models() -> JSONResponse:
+        data = [_model(service, name) for name in service.model_names()]
+        return JSONResponse({"object": "list", "data": data})
+
+    @app.get("/v1/models/{name:path}")
+    async def get_model(name: str) -> JSONResponse:
+        if name not in service.model_names():
+            raise UnknownModel(name, service.model_names())
+        return JSONResponse(_model(service, name))
+
+
+def _model(service: GatewayService, name: str) -> dict[str, Any]:
+    model: dict[str, Any] = {"id": name, "object": "model", "created": 0, "owned_by": "coe"}
+    spec = service.expert(name)
+    if spec is None:
+        return model | {"coe": {"kind": "policy"}}
+    about = {
+        "kind": "expert",
+        "context_tokens": spec.context_tokens,
+        "capabilities": sorted(capability.value for capability in spec.capabilities),
+        "input_usd_per_mtok": spec.price.input_micro_usd_per_mtok / 1e6,
+        "output_usd_per_mtok": spec.price.output_micro_usd_per_mtok / 1e6,
+        "description": spec.description,
+    }
+    return model | {"coe": about}
+
+
+def _add_probes(
+    app: FastAPI, metrics: Metrics, readiness: Callable[[], Awaitable[Readiness]]
+) -> None:
+    @app.get("/health/live")
+    async def live() -> JSONResponse:
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/health/ready")
+    async def ready() -> JSONResponse:
+        state = await readiness()
+        status = "unready" if state.missing else "degraded" if state.degraded else "ready"
+        body = {"status": status, "missing": dict(state.missing), "degraded": dict(state.degraded)}
+        return JSONResponse(body, status_code=503 if state.missing else 200)
+
+    @app.get("/metrics")
+    async def scrape() -> Response:
+        return Response(metrics.render(), media_type=metrics.content_type)
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    """Everything that is not answered by an endpoint still goes through the one table."""
+    app.add_exception_handler(CoeError, _on_coe_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(Exception, _on_unhandled)
+
+
+async def _on_coe_error(_: Request, error: Exception) -> Response:
+    return _response(error if isinstance(error, CoeError) else CoeError())
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    if status == 404:
+        return _response(UnknownRoute(request.url.path))
+    if status == 405:
+        allow = (getattr(error, "headers", None) or {}).get("Allow", "")
+        allowed = tuple(sorted(filter(None, allow.replace(" ", "").split(","))))
+        return _response(MethodNotAllowed(request.method, request.url.path, allowed))
+    return _response(InvalidRequest(None, str(getattr(error, "detail", "bad request"))))
+
+
+async def _on_validation_error(_: Request, error: Exception) -> Response:
+    first = error.errors()[0] if isinstance(error, RequestValidationError) else {}
+    where = ".".join(str(part) for part in first.get("loc", ()))
+    return _response(InvalidRequest(where or None, str(first.get("msg", "invalid"))))
+
+
+async def _on_unhandled(request: Request, _: Exception) -> Response:
+    """The text stays generic: the cause is in the log, which the server writes on its way out."""
+    response = _response(CoeError())
+    # This handler runs outside the middleware that adds the id.
+    response.headers["x-request-id"] = request_id_of(request.scope)
+    return response
+
+
+def _response(error: CoeError) -> Response:
+    answer = answer_for(error)
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in answer.headers}
+    return Response(answer.body, status_code=answer.status, headers=headers)
+
+
+# --- counting ------------------------------------------------------------------------------------
+
+_COUNTED = frozenset(
+    {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/route",
+        "/v1/models",
+        "/health/live",
+        "/health/ready",
+        "/metrics",
+    }
+)
+
+
+class ResponseCounter:
+    """Pure ASGI middleware: counts responses by known path and status."""
+
+    def __init__(self, app: ASGIApp, *, count: Callable[[str, int], None]) -> None:
+        self._app = app
+        self._count = count
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"] if scope["path"] in _COUNTED else "other"
+
+        def send_counted(message: Message) -> Any:
+            if message["type"] == "http.response.start":
+                self._count(path, message["status"])
+            return send(message)
+
+        await self._app(scope, receive, send_counted)

@@ -1,0 +1,344 @@
+"""``coe``: serve, ask, train and check, from a terminal.
+
+Each command prints for a person; ``--json FILE`` writes the same as data (``-``: standard output).
+Errors are one sentence on standard error and exit status 1; 2 is a wrong command line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from experts.errors import CoeError
+
+app = typer.Typer(
+    name="coe",
+    help="Composition-of-Experts gateway: one OpenAI-compatible endpoint in front of many expert LLMs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="Look at coe.yaml.", no_args_is_help=True)
+policy_app = typer.Typer(help="Look at policy files.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+app.add_typer(policy_app, name="policy")
+
+JsonOption = Annotated[
+    str | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - for stdout.")
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", help="coe.yaml (default: $COE_CONFIG, ./coe.yaml, the quickstart's)."),
+]
+UrlOption = Annotated[
+    str | None, typer.Option("--url", help="Gateway to ask (default: the configuration's address).")
+]
+
+
+def main() -> None:
+    """Entry point; turns our errors into a sentence and an exit status."""
+    try:
+        app()
+    except (CoeError, CommandFailed) as error:
+        print(f"coe: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+@app.command()
+def serve(
+    config: ConfigOption = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Gateway processes.", min=1)] = None,
+) -> None:
+    """Start everything: state store, Ray, expert hosts, gateway. Ctrl-C stops all of it."""
+    from gateway.config import default_config_path
+    from gateway.supervisor import ServeOptions
+    from gateway.supervisor import serve as run
+
+    options = ServeOptions(config or default_config_path(), host, port, workers)
+    raise typer.Exit(run(options))
+
+
+@app.command()
+def route(
+    text: Annotated[str, typer.Argument(help="A prompt, as a user would type it.")],
+    policy: Annotated[str | None, typer.Option(help="Policy to ask (default: auto).")] = None,
+    config: ConfigOption = None,
+    url: UrlOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Say which expert would answer, and why. Calls no model.
+
+    Asks the running gateway, whose answer knows which experts are up and how long they would take.
+    With none running, the same code decides here, taking every expert for available.
+    """
+    body = {
+        "model": f"coe/{policy}" if policy else "auto",
+        "messages": [{"role": "user", "content": text}],
+    }
+    base = url or _gateway_url(config)
+    explanation = _ask_gateway(f"{base}/v1/route", body)
+    live = explanation is not None
+    if explanation is None:
+        if url is not None:
+            raise _unreachable(base)
+        explanation = asyncio.run(_explain_offline(config, body))
+    explanation["live"] = live
+    _write_json(explanation, json_file)
+    if json_file != "-":
+        _show_route(explanation, live)
+
+
+@app.command()
+def train(
+    data: Annotated[
+        Path, typer.Option(help="Folder with queries.parquet, or a JSONL file of prompt and category.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write the router artifact to.")],
+    seed: Annotated[int, typer.Option(help="Equal data and seed give an equal artifact.")] = 0,
+    embedder: Annotated[
+        str, typer.Option(help="minilm-int8, or sentence-transformers:<folder or hub id>.")
+    ] = "minilm-int8",
+    json_file: JsonOption = None,
+) -> None:
+    """Train the category router on labelled prompts and measure it by cross-validation."""
+    from dataclasses import asdict
+
+    from routers.train import train as run
+
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    with _progress_bar() as progress:
+        report = run(data, out, seed=seed, created=now, progress=progress, embedder=embedder)
+    result = {**asdict(report), "artifact": str(out)}
+    _write_json(result, json_file)
+    if json_file != "-":
+        _show_training(result)
+
+
+@app.command()
+def status(config: ConfigOption = None, url: UrlOption = None, json_file: JsonOption = None) -> None:
+    """Is it up? Gateway, state store, hosts, experts, and what is wrong with any of them."""
+    base = url or _gateway_url(config)
+    reply = _get(f"{base}/health/ready")
+    if reply is None:
+        raise _unreachable(base)
+    _write_json(reply, json_file)
+    if json_file != "-":
+        _show_status(base, reply)
+    if reply.get("status") == "missing":
+        raise typer.Exit(1)
+
+
+@config_app.command("check")
+def config_check(
+    config: Annotated[Path | None, typer.Argument(help="The file to check.")] = None,
+) -> None:
+    """Check coe.yaml, its policies and its router artifact, without starting anything."""
+    from gateway.config import default_config_path, load_config
+    from policies.live import PolicyWatcher
+    from routers.router import SemanticRouter
+
+    loaded = load_config(config or default_config_path())
+    policies = PolicyWatcher(
+        loaded.policies.dir, loaded.catalogue.ids, loaded.policies.default
+    ).current
+    router = SemanticRouter.load(loaded.router.artifact)
+    print(f"{loaded.path}: in order")
+    print(f"  experts   {', '.join(loaded.catalogue.ids)}")
+    print(f"  hosts     {', '.join(h.name for h in loaded.hosts) or 'none'}")
+    print(f"  policies  {', '.join(policies.names)} (default: {policies.default})")
+    print(f"  router    {', '.join(router.categories)}")
+    unrouted = sorted(
+        {c for p in policies.policies.values() for c in p.routes} - {*router.categories, "general"}
+    )
+    if unrouted:
+        print(f"  note: policies route {', '.join(unrouted)}, which the router never chooses")
+    asyncio.run(router.aclose())
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON Schema of coe.yaml, for editors."""
+    from gateway.config import config_json_schema
+
+    print(json.dumps(config_json_schema(), indent=2))
+
+
+@policy_app.command("check")
+def policy_check(
+    files: Annotated[list[Path], typer.Argument(help="Policy files.")],
+    config: ConfigOption = None,
+) -> None:
+    """Check policy files against the schema and the experts of coe.yaml."""
+    from gateway.config import default_config_path, load_config
+    from policies.loader import load_policy
+
+    catalogue = load_config(config or default_config_path()).catalogue
+    wrong = 0
+    for path in files:
+        try:
+            policy = load_policy(path, catalogue.ids)
+        except CoeError as error:
+            wrong += 1
+            print(error.message, file=sys.stderr)
+        else:
+            print(f"{path}: in order (digest {policy.digest})")
+    raise typer.Exit(1 if wrong else 0)
+
+
+@policy_app.command("schema")
+def policy_schema() -> None:
+    """Print the JSON Schema of policy files, for editors."""
+    from policies.loader import policy_json_schema
+
+    print(json.dumps(policy_json_schema(), indent=2))
+
+
+# --- talking to a gateway ----------------------------------------------------------------------------
+
+
+class CommandFailed(Exception):
+    """A command cannot do what it was asked; the text says why and what helps."""
+
+
+def _unreachable(url: str) -> CommandFailed:
+    return CommandFailed(
+        f"no gateway answers at {url}. Start one with `coe serve`, or name it with --url."
+    )
+
+
+def _gateway_url(config: Path | None) -> str:
+    from gateway.config import default_config_path, load_config
+
+    gateway = load_config(config or default_config_path()).gateway
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(gateway.host, gateway.host)
+    return f"http://{host}:{gateway.port}"
+
+
+def _ask_gateway(url: str, body: dict[str, Any]) -> dict[str, Any] | None:
+    """The gateway's answer; None when nobody listens there. An error answer is raised."""
+    request = urllib.request.Request(
+        url, json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    return _open(request)
+
+
+def _get(url: str) -> dict[str, Any] | None:
+    return _open(urllib.request.Request(url))
+
+
+def _open(request: urllib.request.Request) -> dict[str, Any] | None:
+    try:
+        with urllib.request.urlopen(request, timeout=10) as reply:
+            decoded: dict[str, Any] = json.load(reply)
+            return decoded
+    except urllib.error.HTTPError as error:
+        payload: dict[str, Any] = json.load(error)
+        if "error" in payload:
+            raise CommandFailed(str(payload["error"].get("message"))) from error
+        return payload
+    except OSError:
+        return None
+
+
+async def _explain_offline(config: Path | None, body: dict[str, Any]) -> dict[str, Any]:
+    from gateway.config import default_config_path, load_config
+    from gateway.offline import explain
+
+    return await explain(load_config(config or default_config_path()), body)
+
+
+# --- output ------------------------------------------------------------------------------------------
+
+
+def _write_json(result: dict[str, Any], target: str | None) -> None:
+    if target is None:
+        return
+    text = json.dumps(result, indent=2, sort_keys=True, default=str)
+    if target == "-":
+        print(text)
+    else:
+        Path(target).write_text(text + "\n")
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Any]:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description:>16}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        yield report
+
+
+def _show_route(explanation: dict[str, Any], live: bool) -> None:
+    console = Console()
+    router = explanation.get("router") or {}
+    stages = explanation["plan"]["stages"]
+    console.print(f"[bold]{' → '.join(s['expert'] for s in stages)}[/bold] would answer", end="")
+    console.print("" if live else "   (no gateway is running: every expert taken for available)")
+    gate = f", sent to general by the {router['gate']} gate" if router.get("gate") else ""
+    console.print(f"category  {explanation['category']}{gate}")
+    posterior = sorted((router.get("posterior") or {}).items(), key=lambda kv: -kv[1])
+    if posterior:
+        console.print("posterior " + "  ".join(f"{name} {p:.2f}" for name, p in posterior))
+    console.print(f"policy    {explanation['policy']} ({explanation['policy_digest']})")
+    for expert in explanation["eligible"]:
+        state = "resident" if expert["resident"] else f"~{expert['expected_wait_ms']:.0f} ms wait"
+        if not expert["available"]:
+            state = "no live host"
+        if live:
+            console.print(f"  {expert['expert']:<12} {state}")
+    for name, why in explanation["excluded"].items():
+        console.print(f"  {name:<12} left out: {why}")
+    for note in explanation["plan"].get("notes", ()):
+        console.print(f"  note: {note}")
+
+
+def _show_training(result: dict[str, Any]) -> None:
+    console = Console()
+    table = Table("category", "rows")
+    for name, rows in result["rows_per_category"].items():
+        table.add_row(name, str(rows))
+    console.print(table)
+    for name, value in result["metrics"].items():
+        if not isinstance(value, dict):
+            console.print(f"{name:<28} {value:.4f}" if isinstance(value, float) else f"{name} {value}")
+    console.print(f"written to {result['artifact']}; use it with router.artifact in coe.yaml")
+
+
+def _show_status(base: str, reply: dict[str, Any]) -> None:
+    console = Console()
+    console.print(f"{base}: [bold]{reply.get('status')}[/bold]")
+    for kind in ("missing", "degraded"):
+        for name, why in (reply.get(kind) or {}).items():
+            console.print(f"  {kind:<9} {name}: {why}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Noticing that the client has left, streamed or not, and cancelling what was done for it."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+
+from starlette.types import Receive
+
+__all__ = ["ClientGone", "ClientWatch"]
+
+
+class ClientGone(Exception):
+    """The client closed the connection; nobody is left to answer."""
+
+
+class ClientWatch:
+    """Cancels the task inside the block when the client leaves, and raises ClientGone there.
+
+    Enter it when the request's body has been read: from then on ``receive`` has only the
+    disconnect to tell. A cancellation from elsewhere (shutdown) passes through unchanged.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._gone = False
+        self._done = False
+
+    async def __aenter__(self) -> ClientWatch:
+        task = asyncio.current_task()
+        assert task is not None, "a coroutine always runs in a task under asyncio"
+        self._task = task
+        self._watcher = asyncio.ensure_future(self._wait())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._done = True
+        self._watcher.cancel()
+        if self._gone and kind is asyncio.CancelledError and self._task.uncancel() == 0:
+            raise ClientGone from error
+
+    async def _wait(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if not self._done:
+            self._gone = True
+            self._task.cancel()

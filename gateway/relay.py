@@ -1,0 +1,138 @@
+"""Passing a stream's chunks on: untouched where possible, rewritten where they would be wrong.
+
+Pure. A chunk is decoded only if it is the first or the last, carries usage, names another model
+than the expert, or holds log-probabilities that the caller did not ask for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from experts.types import Usage
+
+__all__ = ["ChunkRelay", "logprobs_of", "strip_logprobs", "usage_of"]
+
+_USAGE = re.compile(rb'"usage"\s*:\s*\{')
+_FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
+
+
+class ChunkRelay:
+    """The payloads of one expert's stream in, the caller's payloads out.
+
+    The chunk that finishes the answer is kept back until the next event or the end, so that the
+    last chunk the caller sees can carry ``coe``. Upstream is always asked for usage; the usage
+    chunk goes on only if the caller wants it.
+    """
+
+    def __init__(
+        self, *, expert: str, rename: bool, hide_logprobs: bool, include_usage: bool
+    ) -> None:
+        self._expert = expert
+        self._hide_logprobs = hide_logprobs
+        self._include_usage = include_usage
+        self._rewrite_all = rename or hide_logprobs
+        self._kept: bytes | None = None
+        self._usage_chunk: dict[str, Any] | None = None
+        self._head: dict[str, Any] | None = None
+        self.usage: Usage | None = None
+        self.chunks = 0
+
+    def feed(self, payloads: Iterable[bytes], coe: Mapping[str, Any] | None) -> list[bytes]:
+        """Payloads to send now. ``coe`` goes into the stream's first chunk."""
+        out: list[bytes] = []
+        for payload in payloads:
+            if _USAGE.search(payload) and self._take_usage(payload):
+                continue
+            self.chunks += 1
+            if self._head is None:
+                payload = self._first(payload, coe)
+            elif self._rewrite_all:
+                payload = msgspec.json.encode(self._corrected(msgspec.json.decode(payload)))
+            if self._kept is not None:
+                out.append(self._kept)
+                self._kept = None
+            if _FINISHED.search(payload):
+                self._kept = payload
+            else:
+                out.append(payload)
+        return out
+
+    def finish(self, usage: Usage, coe: Mapping[str, Any]) -> list[bytes]:
+        """The last payloads: the kept one, and the usage chunk if it was asked for."""
+        if not self._include_usage:
+            if self._kept is None:
+                return []
+            return [msgspec.json.encode(msgspec.json.decode(self._kept) | {"coe": coe})]
+        last = [] if self._kept is None else [self._kept]
+        chunk = self._usage_chunk or (self._head or {}) | {"choices": []}
+        counts = chunk.get("usage") or _usage_object(usage)
+        body = self._corrected(chunk) | {"usage": counts, "coe": coe}
+        return [*last, msgspec.json.encode(body)]
+
+    def _take_usage(self, payload: bytes) -> bool:
+        """Note the usage; True when the chunk carried nothing else."""
+        chunk = msgspec.json.decode(payload)
+        self.usage = usage_of(chunk) or self.usage
+        if chunk.get("choices"):
+            return False
+        self._usage_chunk = chunk
+        return True
+
+    def _first(self, payload: bytes, coe: Mapping[str, Any] | None) -> bytes:
+        chunk = self._corrected(msgspec.json.decode(payload))
+        self._head = {k: chunk[k] for k in ("id", "object", "created", "model") if k in chunk}
+        # Servers that ignore our view of the model's name are found out by their first chunk.
+        return msgspec.json.encode(chunk | {"coe": coe} if coe is not None else chunk)
+
+    def _corrected(self, chunk: dict[str, Any]) -> dict[str, Any]:
+        if chunk.get("model") != self._expert:
+            chunk["model"] = self._expert
+            self._rewrite_all = True
+        if self._hide_logprobs:
+            strip_logprobs(chunk)
+        return chunk
+
+
+def strip_logprobs(body: dict[str, Any]) -> None:
+    """Take out log-probabilities, as if they had not been asked for."""
+    for choice in body.get("choices") or ():
+        if "logprobs" in choice:
+            choice["logprobs"] = None
+
+
+def usage_of(body: Mapping[str, Any]) -> Usage | None:
+    """The ``usage`` of a body or chunk; None when absent or not in OpenAI's shape."""
+    usage = body.get("usage")
+    if not isinstance(usage, dict):
+        return None
+    prompt, output = usage.get("prompt_tokens"), usage.get("completion_tokens", 0)
+    if not (isinstance(prompt, int) and isinstance(output, int)):
+        return None
+    return Usage(prompt, output)
+
+
+def logprobs_of(body: Mapping[str, Any]) -> tuple[float, int]:
+    """Sum and count of the generated tokens' log-probabilities over all choices."""
+    total, count = 0.0, 0
+    for choice in body.get("choices") or ():
+        logprobs = choice.get("logprobs")
+        if not isinstance(logprobs, dict):
+            continue
+        values = [t.get("logprob") for t in logprobs.get("content") or ()]  # chat
+        values += logprobs.get("token_logprobs") or ()  # completions; echoed tokens may be null
+        numbers = [v for v in values if isinstance(v, int | float)]
+        total += sum(numbers)
+        count += len(numbers)
+    return total, count
+
+
+def _usage_object(usage: Usage) -> dict[str, int]:
+    return {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.input_tokens + usage.output_tokens,
+    }

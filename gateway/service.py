@@ -1,0 +1,194 @@
+"""The serving use case: one request in, one answer out, everything about it written down.
+
+Knows neither FastAPI nor Redis nor Ray: what it needs of them comes in as protocols.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from experts.catalogue import Catalogue
+from experts.errors import CoeError
+from experts.types import ExpertSpec
+from gateway.decide import Decider, LiveState
+from gateway.journal import Journal, decision_record, explanation
+from gateway.plan_run import OpenAnswer, PlanRun
+from gateway.stage_call import Caller, Leases, Timeouts
+from gateway.wire import WireRequest
+from policies.live import PolicySet
+from routers.types import QueryRouter
+
+__all__ = ["Clock", "Experts", "GatewayService", "RecordSink", "ServiceLimits", "build_service"]
+
+
+class Experts(LiveState, Leases, Protocol):
+    """Live state and backends in one; ``gateway.backends.BackendPool`` is one."""
+
+
+class RecordSink(Protocol):
+    """Takes decision records without waiting; ``gateway.state.decisions.DecisionLog`` is one."""
+
+    def append(self, record: dict[str, Any], /) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Monotonic milliseconds for durations, wall-clock milliseconds for records."""
+
+    now_ms: Callable[[], float]
+    wall_ms: Callable[[], int]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceLimits:
+    """Bounds that hold for every request, whatever its policy says."""
+
+    prompt_chars: int = 400_000
+    request_timeout_ms: float = 120_000.0
+    first_token_timeout_ms: float = 60_000.0
+    idle_timeout_ms: float = 30_000.0
+
+
+class GatewayService:
+    """Decides, runs the plan, keeps the journal. Safe for any number of requests at once."""
+
+    def __init__(
+        self,
+        *,
+        catalogue: Catalogue,
+        decider: Decider,
+        caller: Caller,
+        timeouts: Timeouts,
+        clock: Clock,
+        new_id: Callable[[], str],
+        records: RecordSink | None,
+        observers: Sequence[Callable[[Journal], None]],
+    ) -> None:
+        self._catalogue = catalogue
+        self._decider = decider
+        self._caller = caller
+        self._timeouts = timeouts
+        self._clock = clock
+        self._new_id = new_id
+        self._records = records
+        self._observers = tuple(observers)
+
+    @contextmanager
+    def journal(self, endpoint: str, request_id: str) -> Iterator[Journal]:
+        """A request's journal; closed, recorded and shown to the observers on every way out."""
+        journal = Journal(
+            request_id=request_id,
+            decision_id=self._new_id(),
+            endpoint=endpoint,
+            arrived_ms=self._clock.now_ms(),
+            wall_ms=self._clock.wall_ms(),
+        )
+        try:
+            yield journal
+        except CoeError as error:
+            journal.outcome, journal.error = "error", error
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            journal.outcome = "client_closed"
+            raise
+        except BaseException:
+            journal.outcome = journal.outcome or "error"
+            raise
+        else:
+            # A stream that failed in mid-air has noted its error already.
+            journal.outcome = journal.outcome or "ok"
+        finally:
+            self._close(journal)
+
+    async def complete(self, request: WireRequest, journal: Journal) -> dict[str, Any]:
+        """A whole answer's body. Cancelling it cancels the generation. Raises CoeError."""
+        run = await self._started(request, journal)
+        return await run.complete()
+
+    @asynccontextmanager
+    async def stream(self, request: WireRequest, journal: Journal) -> AsyncIterator[OpenAnswer]:
+        """An answer that may be sent. Leaving early aborts the generation. Raises CoeError."""
+        run = await self._started(request, journal)
+        answer = await run.open()
+        try:
+            yield answer
+        except CoeError as error:
+            await answer.abort("failed", error)
+            raise
+        except BaseException:
+            await answer.abort("aborted", None)
+            raise
+        else:
+            await answer.aclose()
+
+    async def explain(self, request: WireRequest, journal: Journal) -> dict[str, Any]:
+        """The decision a request would get, by the code that serves it. Calls no expert."""
+        journal.request = request
+        journal.decision = await self._decider.decide(request, journal)
+        return explanation(journal)
+
+    def model_names(self) -> tuple[str, ...]:
+        """Everything ``model`` may say, in the order in which it should be listed."""
+        return self._decider.model_names()
+
+    def expert(self, name: str) -> ExpertSpec | None:
+        return self._catalogue.get(name) if name in self._catalogue else None
+
+    async def _started(self, request: WireRequest, journal: Journal) -> PlanRun:
+        journal.request = request
+        journal.decision = await self._decider.decide(request, journal)
+        return PlanRun(
+            request=request,
+            decision=journal.decision,
+            journal=journal,
+            caller=self._caller,
+            timeouts=self._timeouts,
+            now_ms=self._clock.now_ms,
+        )
+
+    def _close(self, journal: Journal) -> None:
+        journal.ended_ms = self._clock.now_ms()
+        if self._records is not None and journal.request is not None:
+            self._records.append(decision_record(journal))
+        for observe in self._observers:
+            observe(journal)
+
+
+def build_service(
+    *,
+    catalogue: Catalogue,
+    policies: Callable[[], PolicySet],
+    router: QueryRouter | None,
+    experts: Experts,
+    limits: ServiceLimits,
+    clock: Clock,
+    new_id: Callable[[], str],
+    records: RecordSink | None = None,
+    observers: Sequence[Callable[[Journal], None]] = (),
+) -> GatewayService:
+    """Put the use case together. The arguments stay the caller's to close."""
+    return GatewayService(
+        catalogue=catalogue,
+        decider=Decider(
+            catalogue=catalogue,
+            policies=policies,
+            router=router,
+            live=experts,
+            now_ms=clock.now_ms,
+            prompt_chars_max=limits.prompt_chars,
+        ),
+        caller=Caller(experts),
+        timeouts=Timeouts(
+            total_ms=limits.request_timeout_ms,
+            first_token_ms=limits.first_token_timeout_ms,
+            idle_ms=limits.idle_timeout_ms,
+        ),
+        clock=clock,
+        new_id=new_id,
+        records=records,
+        observers=observers,
+    )

@@ -1,0 +1,1 @@
+"""What several gateways share through the state store: budgets and the decision log."""

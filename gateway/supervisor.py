@@ -1,0 +1,447 @@
+"""``coe serve``: bring everything up in order, watch it, take everything down.
+
+Order: look before starting (config, ports, memory, models), then state store, Ray, expert hosts,
+gateway workers. Whatever fails says what to do, and what was started before it is stopped again.
+The supervisor itself serves nothing: workers and hosts are processes of their own, so that no slow
+start and no crash of one touches another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from deployments.environment import CONFIG_ENV, REDIS_ENV, TOKEN_ENV
+from experts.errors import CoeError, ConfigError
+from experts.types import SourceKind
+from gateway.config import Config, load_config
+from gateway.process_tree import adopt_orphans, die_with_parent, end_descendants
+from gateway.progress import Progress
+
+STEPS = 6
+_APP_NAME = "coe-experts"
+_BASE_MEMORY_BYTES = 3 << 30  # Ray, store, gateway and the engine's own code
+_WORKER_STOP_S = 10.0
+_WORKER_RESTARTS_MAX = 20
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """The command line of ``coe serve``; None means "as the configuration says"."""
+
+    config: Path
+    host: str | None = None
+    port: int | None = None
+    workers: int | None = None
+
+
+class StartFailed(Exception):
+    """Something that a person has to put right; the text says what and how."""
+
+
+def serve(options: ServeOptions) -> int:
+    """Run until SIGINT or SIGTERM. Returns the process's exit status."""
+    stop = threading.Event()
+    _on_signals(stop)
+    adopt_orphans()
+    progress = Progress(STEPS)
+    status = 0
+    with contextlib.ExitStack() as stack:
+        stack.callback(_end_leftovers)
+        try:
+            _start_and_watch(options, progress, stack, stop)
+        except Interrupted:
+            pass
+        except (StartFailed, CoeError) as error:
+            print(f"coe serve: {error}", file=sys.stderr)
+            status = 1
+        if status == 0 or progress.elapsed_s > 5:
+            print("\nstopping …", file=sys.stderr, flush=True)
+    print("stopped; no process is left behind", file=sys.stderr)
+    return status
+
+
+class Interrupted(Exception):
+    """A signal came while something was starting."""
+
+
+def _on_signals(stop: threading.Event) -> None:
+    def handle(_number: int, _frame: object) -> None:
+        if not stop.is_set():
+            stop.set()
+            raise Interrupted
+
+    signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGTERM, handle)
+
+
+def _end_leftovers() -> None:
+    end_descendants(grace_s=5, report=lambda text: print(text, file=sys.stderr))
+
+
+def _start_and_watch(
+    options: ServeOptions,
+    progress: Progress,
+    stack: contextlib.ExitStack,
+    stop: threading.Event,
+) -> None:
+    with progress.step("checking configuration, port, memory and models"):
+        config = load_config(options.config)
+        listener = stack.enter_context(_listen(config, options))
+        _check_memory(config)
+        _check_models(config)
+    os.environ[CONFIG_ENV] = str(options.config.absolute())
+    os.environ[TOKEN_ENV] = (
+        config.gateway.resolve_host_token(os.environ)
+        or os.environ.get(TOKEN_ENV)
+        or secrets.token_urlsafe(32)
+    )
+    with progress.step("state store"):
+        store = _start_store(config, stack)
+    hosts = bool(config.hosts)
+    with progress.step("Ray cluster" if hosts else "Ray cluster (not needed: no hosts)"):
+        if hosts:
+            _start_ray(stack)
+    with progress.step("expert hosts: engine and weight pool") as note:
+        if hosts:
+            _start_hosts(options.config, config, stack, note)
+    with progress.step("gateway"):
+        workers = Workers(listener, options.workers or config.gateway.workers)
+        stack.callback(workers.stop)
+        workers.start()
+        _wait_ready(listener.getsockname(), workers)
+    with progress.step("ready"):
+        _print_ready(config, listener.getsockname())
+    while not stop.wait(1.0):
+        workers.keep_alive()
+        if store is not None:
+            store.keep_alive()
+
+
+# --- look before starting ---------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _listen(config: Config, options: ServeOptions) -> Iterator[socket.socket]:
+    """Take the port first: finding it in use after a minute of loading would be unkind."""
+    host = options.host or config.gateway.host
+    port = config.gateway.port if options.port is None else options.port
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise StartFailed(
+            f"port {port} on {host} cannot be used ({os.strerror(error.errno or 0).lower()}). "
+            "Stop what listens there (ss -ltnp shows it), or choose another: "
+            "coe serve --port 8080, with make: make serve SERVE_FLAGS='--port 8080'"
+        ) from error
+    listener.listen(1024)
+    listener.set_inheritable(True)
+    try:
+        yield listener
+    finally:
+        listener.close()
+
+
+def _check_memory(config: Config) -> None:
+    weights = sum(_weight_bytes(Path(spec.location)) for spec in config.catalogue.specs)
+    cache = sum(host.engine.kv_cache_bytes for host in config.hosts if _on_this_cpu(host))
+    needed = _BASE_MEMORY_BYTES + 2 * weights + cache if weights else 0
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise StartFailed(
+            f"too little memory: about {needed / 2**30:.1f} GiB are needed, "
+            f"{available / 2**30:.1f} GiB are free. Close other programs, serve fewer experts, or "
+            "lower hosts[].engine.kv_cache_bytes in the configuration"
+        )
+
+
+def _on_this_cpu(host: Any) -> bool:
+    return bool(host.engine.device != "cuda")
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder.is_dir() else 0
+
+
+def _check_models(config: Config) -> None:
+    """Local folders only: a hub id is fetched by the host."""
+    missing = [
+        spec
+        for spec in config.catalogue.specs
+        if spec.kind is SourceKind.WEIGHTS
+        and Path(spec.location).is_absolute()
+        and not (Path(spec.location) / "config.json").is_file()
+    ]
+    for spec in missing:
+        print(f"        expert {spec.id!r}: no model in {spec.location}", file=sys.stderr)
+    local = [
+        s for s in config.catalogue.specs
+        if s.kind is SourceKind.WEIGHTS and Path(s.location).is_absolute()
+    ]
+    if missing and len(missing) == len(local):
+        raise StartFailed(
+            "no expert has its weights. For the quickstart run `make models`; otherwise correct "
+            "experts.<id>.source.path"
+        )
+
+
+# --- state store -----------------------------------------------------------------------------------
+
+
+class EmbeddedStore:
+    """The store that we started ourselves; restarted in place when it dies."""
+
+    def __init__(self) -> None:
+        from deployments.embedded_valkey import EmbeddedValkey
+
+        self._server = EmbeddedValkey()
+        self._server.start()
+        self._server.wait_ready(timeout_s=10)
+
+    @property
+    def url(self) -> str:
+        return self._server.url
+
+    def keep_alive(self) -> None:
+        if not self._server.alive:
+            print("the embedded state store ended; starting it again", file=sys.stderr)
+            self._server.start()
+
+    def stop(self) -> None:
+        self._server.stop()
+
+
+def _start_store(config: Config, stack: contextlib.ExitStack) -> EmbeddedStore | None:
+    url = config.state.resolve_redis_url(os.environ)
+    if url is not None:
+        os.environ[REDIS_ENV] = url
+        return None
+    store = EmbeddedStore()
+    stack.callback(store.stop)
+    os.environ[REDIS_ENV] = store.url
+    return store
+
+
+# --- Ray and the expert hosts ----------------------------------------------------------------------
+
+
+def _start_ray(stack: contextlib.ExitStack) -> None:
+    """A local cluster of our own on the loopback, or the one that RAY_ADDRESS names."""
+    import ray
+    from ray import serve as ray_serve
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    own = not os.environ.get("RAY_ADDRESS")
+    local: dict[str, Any] = {
+        "include_dashboard": False,
+        "object_store_memory": 100 * 2**20,
+        "num_cpus": max(2, os.cpu_count() or 2),
+        "_node_ip_address": "127.0.0.1",
+    }
+    ray.init(
+        log_to_driver=False,
+        logging_level="ERROR",
+        namespace="coe",
+        **(local if own else {}),
+    )
+    stack.callback(_stop_ray, own)
+    ray_serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
+
+
+def _stop_ray(own: bool) -> None:
+    import ray
+    from ray import serve as ray_serve
+
+    with contextlib.suppress(Exception):  # a cluster that is gone already is what we want
+        ray_serve.delete(_APP_NAME, _blocking=True)
+        if own:
+            ray_serve.shutdown()
+    ray.shutdown()
+
+
+def _start_hosts(
+    path: Path, config: Config, stack: contextlib.ExitStack, note: Callable[[str], None]
+) -> None:
+    from ray import serve as ray_serve
+
+    from deployments.app import build
+
+    application = build({"config": str(path.absolute()), "advertise_host": _advertised()})
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            ray_serve.run(application, name=_APP_NAME, route_prefix=None)
+        except BaseException as error:  # noqa: BLE001 - handed to the waiting thread
+            failure.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    with HostNotes(os.environ[REDIS_ENV], [host.name for host in config.hosts]) as notes:
+        while thread.is_alive():
+            thread.join(timeout=0.5)
+            for text in notes.fresh():
+                note(text)
+    if failure:
+        raise StartFailed(f"the expert hosts did not start: {failure[0]}") from failure[0]
+
+
+def _advertised() -> str | None:
+    return None if os.environ.get("RAY_ADDRESS") else "127.0.0.1"
+
+
+class HostNotes:
+    """What starting hosts say they are doing, read from the store."""
+
+    def __init__(self, url: str, hosts: list[str]) -> None:
+        import redis
+
+        self._client = redis.Redis.from_url(
+            url, socket_timeout=0.5, socket_connect_timeout=0.5, decode_responses=True
+        )
+        self._hosts = hosts
+        self._seen: dict[str, str] = {}
+
+    def __enter__(self) -> HostNotes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def fresh(self) -> list[str]:
+        """Notes that changed since the last call. An unreachable store only means no news."""
+        import redis
+
+        from deployments.progress_notes import progress_key
+
+        fresh: list[str] = []
+        for host in self._hosts:
+            with contextlib.suppress(redis.RedisError):
+                text = self._client.get(progress_key(host))
+                if text and self._seen.get(host) != text:
+                    self._seen[host] = text
+                    fresh.append(f"{host}: {text}")
+        return fresh
+
+
+# --- gateway workers -------------------------------------------------------------------------------
+
+
+class Workers:
+    """The gateway's processes, all accepting from one listening socket."""
+
+    def __init__(self, listener: socket.socket, count: int) -> None:
+        self._listener = listener
+        self._processes: list[subprocess.Popen[bytes] | None] = [None] * count
+        self._restarts = 0
+
+    def start(self) -> None:
+        for at, process in enumerate(self._processes):
+            if process is None:
+                self._processes[at] = self._spawn()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        descriptor = self._listener.fileno()
+        # A session of its own: Ctrl-C reaches the supervisor, which stops workers in order.
+        return subprocess.Popen(
+            [sys.executable, "-m", "gateway.worker", str(descriptor)],
+            pass_fds=[descriptor],
+            start_new_session=True,
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - nothing but prctl runs before exec
+        )
+
+    def keep_alive(self) -> None:
+        """Start workers again that died; give up when they keep dying."""
+        for at, process in enumerate(self._processes):
+            if process is not None and process.poll() is not None:
+                self._restarts += 1
+                if self._restarts > _WORKER_RESTARTS_MAX:
+                    raise StartFailed("gateway workers keep ending; see the log above")
+                print(
+                    f"gateway worker ended with status {process.returncode}; starting another",
+                    file=sys.stderr,
+                )
+                self._processes[at] = self._spawn()
+
+    def first_failure(self) -> int | None:
+        """Exit status of a worker that has ended, if one has."""
+        for process in self._processes:
+            if process is not None and process.poll() is not None:
+                return process.returncode
+        return None
+
+    def stop(self) -> None:
+        running = [p for p in self._processes if p is not None and p.poll() is None]
+        for process in running:
+            process.terminate()
+        deadline = time.monotonic() + _WORKER_STOP_S
+        for process in running:
+            try:
+                process.wait(timeout=max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_ready(address: tuple[Any, ...], workers: Workers, timeout_s: float = 60.0) -> None:
+    import urllib.error
+    import urllib.request
+
+    url = f"http://{_dialable(address[0])}:{address[1]}/health/ready"
+    deadline = time.monotonic() + timeout_s
+    last = "no answer"
+    while time.monotonic() < deadline:
+        status = workers.first_failure()
+        if status is not None:
+            raise StartFailed(f"the gateway ended with status {status}; see its message above")
+        try:
+            with urllib.request.urlopen(url, timeout=2):  # our own loopback or bind address
+                return
+        except urllib.error.HTTPError as error:
+            last = error.read().decode(errors="replace")
+        except OSError as error:
+            last = str(error)
+        time.sleep(0.2)
+    raise StartFailed(f"the gateway is not ready after {timeout_s:.0f} s: {last}")
+
+
+def _dialable(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
+
+
+def _print_ready(config: Config, address: tuple[Any, ...]) -> None:
+    base = f"http://{_dialable(address[0])}:{address[1]}"
+    print(
+        f"""
+READY  {base}/v1   experts: {", ".join(config.catalogue.ids)}
+
+  curl {base}/v1/chat/completions -H 'content-type: application/json' -d '{{
+    "model": "auto",
+    "messages": [{{"role": "user", "content": "What is the capital of France?"}}]
+  }}'
+
+Which expert would answer, and why:  coe route "How many apples are 3 boxes of 12?"
+Stop with Ctrl-C.
+""",
+        flush=True,
+    )
+
+
+__all__ = ["ConfigError", "ServeOptions", "StartFailed", "serve"]

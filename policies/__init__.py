@@ -1,0 +1,1 @@
+"""What we may spend and when to try again: policies, plans, cascades, money."""

@@ -1,0 +1,161 @@
+"""Policy files to policies and back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experts.catalogue import ID_PATTERN
+from experts.errors import ConfigError
+from experts.quantities import micro_usd
+from experts.strict_yaml import Document, first_of, parse_document, read_bounded
+from experts.types import MICRO_USD_PER_USD
+from experts.yaml_tree import Loc
+from policies.schema import PolicyFile
+from policies.types import Calibration, Caps, Policy, Route, StreamWindow
+
+_DIGEST_HEX_DIGITS = 16
+_NOT_IN_DIGEST = {"description"}
+
+
+def load_policy(path: Path, catalogue_ids: Collection[str] | None) -> Policy:
+    """Load and check one policy file; its stem is the policy's name.
+
+    ``catalogue_ids`` None skips the check that the experts exist. Raises ConfigError.
+    """
+    if not re.fullmatch(ID_PATTERN, path.stem):
+        raise ConfigError(
+            str(path), None, "", f"a policy's file name must match {ID_PATTERN} before .yaml"
+        )
+    return parse_policy(
+        read_bounded(path), name=path.stem, file=str(path), catalogue_ids=catalogue_ids
+    )
+
+
+def parse_policy(
+    text: str, *, name: str, file: str, catalogue_ids: Collection[str] | None
+) -> Policy:
+    """As ``load_policy``, from text; ``file`` is what errors name. Raises ConfigError."""
+    document = parse_document(text, PolicyFile, file=file)
+    problems = list(_problems(document, catalogue_ids))
+    if problems:
+        raise first_of(problems)
+    return _build(document.value, name)
+
+
+def dump_policy(policy: Policy) -> str:
+    """The policy as canonical YAML: loading it under the same name gives an equal policy."""
+    return yaml.safe_dump(_canonical(policy), sort_keys=False, allow_unicode=True, width=100)
+
+
+def policy_json_schema() -> dict[str, Any]:
+    """JSON Schema of a policy file, for editors."""
+    schema = PolicyFile.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Policy"}
+
+
+# --- checks that span several keys ---------------------------------------------------------------
+
+
+def _problems(
+    document: Document[PolicyFile], catalogue_ids: Collection[str] | None
+) -> Iterator[ConfigError]:
+    file = document.value
+    if catalogue_ids is not None:
+        for loc, expert in _named_experts(file):
+            if expert not in catalogue_ids:
+                yield document.unknown(loc, expert, catalogue_ids, "expert")
+    for loc, expert in _judged_experts(file):
+        if expert not in file.cascade.calibration:
+            yield document.error(
+                loc,
+                f"{expert!r} is followed by another expert, so its answers are judged; add "
+                f"cascade.calibration.{expert}: {{slope: …, intercept: …}}",
+            )
+
+
+def _routes(file: PolicyFile) -> Iterator[tuple[Loc, tuple[str, ...]]]:
+    for category, experts in file.routes.items():
+        yield ("routes", category), experts
+    yield ("default",), file.default
+
+
+def _named_experts(file: PolicyFile) -> Iterator[tuple[Loc, str]]:
+    for loc, experts in _routes(file):
+        yield from (((*loc, index), expert) for index, expert in enumerate(experts))
+    yield from ((("fallbacks", index), expert) for index, expert in enumerate(file.fallbacks))
+    yield from ((("cascade", "calibration", expert), expert) for expert in file.cascade.calibration)
+
+
+def _judged_experts(file: PolicyFile) -> Iterator[tuple[Loc, str]]:
+    """Every expert of a route but the last."""
+    for loc, experts in _routes(file):
+        yield from (((*loc, index), expert) for index, expert in enumerate(experts[:-1]))
+
+
+# --- building and dumping ------------------------------------------------------------------------
+
+
+def _build(file: PolicyFile, name: str) -> Policy:
+    cascade, caps = file.cascade, file.caps
+    undigested = Policy(
+        name=name,
+        digest="",
+        routes={category: Route(experts) for category, experts in file.routes.items()},
+        default=Route(file.default),
+        fallbacks=file.fallbacks,
+        min_confidence=cascade.min_confidence,
+        calibrations={
+            expert: Calibration(fit.slope, fit.intercept)
+            for expert, fit in cascade.calibration.items()
+        },
+        window=StreamWindow(cascade.stream_window.tokens, cascade.stream_window.hold_ms),
+        caps=Caps(caps.stages, micro_usd(caps.cost_usd), caps.deadline_ms),
+        max_output_tokens_default=file.max_output_tokens_default,
+        on_state_outage=file.on_state_outage.model_dump(),
+        description=file.description,
+    )
+    return replace(undigested, digest=_digest(undigested))
+
+
+def _digest(policy: Policy) -> str:
+    """Over what decides, so neither a comment, the description nor a new file name changes it."""
+    decisive = {k: v for k, v in _canonical(policy).items() if k not in _NOT_IN_DIGEST}
+    text = json.dumps(decisive, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_HEX_DIGITS]
+
+
+def _canonical(policy: Policy) -> dict[str, Any]:
+    """The file's shape, with every default written out and numbers in one form."""
+    return {
+        "version": 1,
+        "description": policy.description,
+        "routes": {name: list(route.experts) for name, route in sorted(policy.routes.items())},
+        "default": list(policy.default.experts),
+        "fallbacks": list(policy.fallbacks),
+        "cascade": {
+            "min_confidence": float(policy.min_confidence),
+            "calibration": {
+                expert: {"slope": float(fit.slope), "intercept": float(fit.intercept)}
+                for expert, fit in sorted(policy.calibrations.items())
+            },
+            "stream_window": {
+                "tokens": policy.window.tokens,
+                "hold_ms": float(policy.window.hold_ms),
+            },
+        },
+        "caps": {
+            "stages": policy.caps.stages,
+            "cost_usd": policy.caps.cost_micro_usd / MICRO_USD_PER_USD,
+            "deadline_ms": float(policy.caps.deadline_ms),
+        },
+        "max_output_tokens_default": policy.max_output_tokens_default,
+        "on_state_outage": dict(sorted(policy.on_state_outage.items())),
+    }

@@ -1,0 +1,96 @@
+"""The shape of a policy file, as pydantic models."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, WithJsonSchema
+
+from experts.quantities import Usd
+from experts.strict_yaml import Section
+
+MAX_STAGES = 8
+
+
+def _one_or_many(value: Any) -> Any:
+    """``sql`` is short for ``[sql]``; a list becomes a tuple; a repetition is refused."""
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ValueError("expected an expert or a list of experts, cheapest first")
+    if len(set(value)) != len(value):
+        raise ValueError("names an expert twice")
+    return tuple(value)
+
+
+RouteExperts = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_one_or_many),
+    Field(min_length=1, max_length=MAX_STAGES),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {
+                    "type": "array",
+                    "items": {"type": "string"},
+                    "minItems": 1,
+                    "maxItems": MAX_STAGES,
+                    "uniqueItems": True,
+                },
+            ],
+            "description": "One expert, or a cascade with the cheapest first.",
+        }
+    ),
+]
+
+
+class CalibrationSection(Section):
+    """Platt scaling; a higher log-probability may not lower the confidence."""
+
+    slope: float = Field(gt=0, le=1000)
+    intercept: float = Field(ge=-1000, le=1000)
+
+
+class WindowSection(Section):
+    """How much of a streamed draft is held back: whichever passes first."""
+
+    tokens: int = Field(16, ge=1, le=4096)
+    hold_ms: float = Field(1500, ge=0, le=60_000)
+
+
+class CascadeSection(Section):
+    """When a stage's answer is good enough to be the answer."""
+
+    min_confidence: float = Field(0.6, ge=0, le=1)
+    calibration: dict[str, CalibrationSection] = Field(default_factory=dict)
+    stream_window: WindowSection = WindowSection()
+
+
+class CapsSection(Section):
+    """Hard bounds of one request. There is no default for money."""
+
+    stages: int = Field(2, ge=1, le=MAX_STAGES)
+    cost_usd: Usd
+    deadline_ms: float = Field(60_000, gt=0, le=86_400_000)
+
+
+class OutageSection(Section):
+    """What happens while the state store is away: go on, or refuse."""
+
+    routing: Literal["open", "closed"] = "open"
+    budgets: Literal["open", "closed"] = "closed"
+
+
+class PolicyFile(Section):
+    """A policy file; its name is the file's stem."""
+
+    version: Literal[1]
+    description: str = ""
+    routes: dict[str, RouteExperts] = Field(default_factory=dict)
+    default: RouteExperts
+    fallbacks: tuple[str, ...] = ()
+    cascade: CascadeSection = CascadeSection()
+    caps: CapsSection
+    max_output_tokens_default: int = Field(256, ge=1, le=1_000_000)
+    on_state_outage: OutageSection = OutageSection()

@@ -1,0 +1,1 @@
+"""Which expert fits: embedding, classification, calibration, artifacts, training."""

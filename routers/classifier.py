@@ -1,0 +1,183 @@
+"""Step one of the Composition-of-Experts router: unit vectors to a gated, calibrated posterior.
+
+kNN over labelled prompts with cosine weights and entropy-based doubt follow the published
+descriptions of CoE (arXiv 2412.01868, 2506.16655); the linear head, the blend, the temperature
+(Guo et al., "On Calibration of Modern Neural Networks", 2017, section 4.2) and the similarity gate
+are additions, each fitted on out-of-fold data by ``routers.fit``. Only numpy is needed to decide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routers.embedder import Float32Array
+from routers.types import GENERAL, Classification
+
+__all__ = [
+    "Float64Array",
+    "Gates",
+    "LinearHead",
+    "Mixing",
+    "References",
+    "RouterModel",
+    "blended",
+    "knn_posterior",
+    "normalised_entropy",
+    "softmax",
+]
+
+Float64Array = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+_SMOOTHING: Final = 1e-3  # share of the uniform distribution in the kNN vote: no log of zero
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """The labelled prompts that vote. ``vectors`` [n, d] unit rows, ``labels`` [n] category index.
+
+    Kept as float16: half the artifact, and far below the spread of cosines between prompts.
+    """
+
+    vectors: NDArray[np.float16]
+    labels: IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class LinearHead:
+    """Multinomial logistic regression: softmax(e @ weights + bias); [d, c] and [c]."""
+
+    weights: Float32Array
+    bias: Float32Array
+
+
+@dataclass(frozen=True, slots=True)
+class Mixing:
+    """``knn_share`` of the neighbours' vote, the rest the head's, then tempered."""
+
+    neighbours: int
+    knn_share: float
+    temperature: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """Above ``entropy_max`` or below ``similarity_min`` a query is ``general``."""
+
+    entropy_max: float
+    similarity_min: float
+
+
+class RouterModel:
+    """A fitted classifier. Immutable and free of I/O, so any thread may use it."""
+
+    def __init__(
+        self,
+        categories: Sequence[str],
+        references: References,
+        head: LinearHead,
+        mixing: Mixing,
+        gates: Gates,
+    ) -> None:
+        self.trained_categories = tuple(categories)
+        self.references = references
+        self.head = head
+        self.mixing = mixing
+        self.gates = gates
+        self._vectors = np.ascontiguousarray(references.vectors, dtype=np.float32)
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Every category a decision can name: the trained ones, and always ``general``."""
+        extra = () if GENERAL in self.trained_categories else (GENERAL,)
+        return self.trained_categories + extra
+
+    def posterior(self, embeddings: Float32Array) -> tuple[Float64Array, Float64Array]:
+        """[n, d] unit rows to the posterior [n, c] and the largest cosine [n]."""
+        votes, nearest = knn_posterior(
+            embeddings @ self._vectors.T,
+            self.references.labels,
+            len(self.trained_categories),
+            self.mixing.neighbours,
+        )
+        linear = softmax(embeddings @ self.head.weights + self.head.bias)
+        return blended(votes, linear, self.mixing), nearest
+
+    def classify(self, embeddings: Float32Array) -> list[Classification]:
+        """Decide for [n, d] unit rows."""
+        posterior, nearest = self.posterior(embeddings)
+        entropy = normalised_entropy(posterior)
+        return [
+            self._decide(row, float(h), float(s))
+            for row, h, s in zip(posterior, entropy, nearest, strict=True)
+        ]
+
+    def _decide(self, posterior: Float64Array, entropy: float, similarity: float) -> Classification:
+        best = self.trained_categories[int(posterior.argmax())]
+        gate = gate_of(entropy, similarity, self.gates)
+        shares = dict(zip(self.trained_categories, map(float, posterior), strict=True))
+        shares.setdefault(GENERAL, 0.0)
+        return Classification(
+            category=GENERAL if gate else best,
+            best_guess=best,
+            posterior=shares,
+            entropy=entropy,
+            similarity=similarity,
+            gate=gate,
+        )
+
+
+def gate_of(entropy: float, similarity: float, gates: Gates) -> str | None:
+    """The gate that sends a query to ``general``; "similarity" first: it needs no posterior."""
+    if similarity < gates.similarity_min:
+        return "similarity"
+    return "entropy" if entropy > gates.entropy_max else None
+
+
+def knn_posterior(
+    cosines: NDArray[np.floating], labels: IntArray, category_count: int, neighbours: int
+) -> tuple[Float64Array, Float64Array]:
+    """Votes [n, c] of the nearest references, weighted by max(0, cosine), and the best cosine [n].
+
+    ``cosines`` is [n, m]; fewer than ``neighbours`` references all vote. A query with no positive
+    cosine gets the uniform vote.
+    """
+    k = min(neighbours, cosines.shape[1])
+    # A partial sort alone leaves ties at the boundary to chance of layout; they weigh the same,
+    # and the sum over categories is taken in index order, so the answer is deterministic.
+    top = np.sort(np.argpartition(-cosines, k - 1, axis=1)[:, :k], axis=1)
+    near = np.take_along_axis(cosines, top, axis=1).astype(np.float64)
+    weights = np.maximum(near, 0.0)
+    votes = np.zeros((cosines.shape[0], category_count))
+    np.add.at(votes, (np.arange(len(votes))[:, None], labels[top]), weights)
+    total = votes.sum(axis=1, keepdims=True)
+    uniform = 1.0 / category_count
+    shares = np.divide(votes, total, out=np.full_like(votes, uniform), where=total > 0)
+    return (1 - _SMOOTHING) * shares + _SMOOTHING * uniform, near.max(axis=1)
+
+
+def softmax(logits: NDArray[np.floating]) -> Float64Array:
+    """Row-wise, in float64, safe for large logits."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    exp = np.exp(shifted)
+    result: Float64Array = exp / exp.sum(axis=1, keepdims=True)
+    return result
+
+
+def blended(votes: Float64Array, linear: Float64Array, mixing: Mixing) -> Float64Array:
+    """Mix two posteriors [n, c] and temper the mixture: p^(1/T), normalised."""
+    mixed = mixing.knn_share * votes + (1.0 - mixing.knn_share) * linear
+    return softmax(np.log(np.maximum(mixed, 1e-12)) / mixing.temperature)
+
+
+def normalised_entropy(posterior: Float64Array) -> Float64Array:
+    """Shannon entropy of rows [n, c], divided by ln c: 0 is certain, 1 knows nothing."""
+    safe = np.where(posterior > 0, posterior, 1.0)
+    entropy: Float64Array = -(posterior * np.log(safe)).sum(axis=1) / math.log(posterior.shape[1])
+    return np.clip(entropy, 0.0, 1.0)

@@ -1,0 +1,224 @@
+"""Fit a ``RouterModel``: every choice is made on out-of-fold predictions, none on fitted rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
+
+from routers.classifier import (
+    Float64Array,
+    Gates,
+    IntArray,
+    LinearHead,
+    Mixing,
+    References,
+    RouterModel,
+    blended,
+    knn_posterior,
+    normalised_entropy,
+    softmax,
+)
+from routers.metrics import GENERALIST_SCORE
+from routers.types import GENERAL, Classification
+
+__all__ = ["FitSettings", "Sample", "cross_validated", "fit"]
+
+_TEMPERATURES: Final = (0.3, 0.5, 0.7, 1.0, 1.4)
+_TEMPERATURE_BOUNDS: Final = (0.1, 5.0)
+_GATE_QUANTILES: Final = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05)
+_ENTROPY_STEPS: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class FitSettings:
+    """What is searched, and how much. ``references_max`` bounds the cost of one query."""
+
+    folds: int = 5
+    neighbours: tuple[int, ...] = (5, 10, 20)
+    knn_shares: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75)
+    inverse_penalties: tuple[float, ...] = (3.0, 30.0)
+    references_max: int = 20_000
+    iterations_max: int = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Embedded, labelled rows: ``vectors`` [n, d] unit rows, ``labels`` [n] index into
+    ``categories``, ``groups`` [n] ids that must not be split across folds."""
+
+    vectors: NDArray[np.float16]
+    labels: IntArray
+    groups: IntArray
+    categories: tuple[str, ...]
+
+    def rows(self, index: IntArray) -> Sample:
+        return replace(
+            self,
+            vectors=self.vectors[index],
+            labels=self.labels[index],
+            groups=self.groups[index],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _OutOfFold:
+    votes: dict[int, Float64Array]  # by number of neighbours, [n, c]
+    linear: dict[float, Float64Array]  # by inverse penalty, [n, c]
+    nearest: Float64Array  # [n]
+
+
+def fit(sample: Sample, *, seed: int, settings: FitSettings | None = None) -> RouterModel:
+    """Choose every parameter on out-of-fold rows, then fit on all rows.
+
+    Deterministic for a seed. Temperature and mixing minimise the log loss; the gates maximise the
+    mean ``decision_score`` of the whole chain.
+    """
+    settings = settings or FitSettings()
+    oof = _out_of_fold(sample, seed, settings)
+    penalty, mixing = _best_mixing(oof, sample.labels, settings)
+    posterior = blended(oof.votes[mixing.neighbours], oof.linear[penalty], mixing)
+    gates = best_gates(posterior, oof.nearest, sample.labels, sample.categories)
+    kept = _thinned(sample, settings.references_max, seed)
+    references = References(kept.vectors, kept.labels)
+    return RouterModel(
+        sample.categories, references, _head(sample, penalty, settings), mixing, gates
+    )
+
+
+def cross_validated(
+    sample: Sample,
+    *,
+    seed: int,
+    settings: FitSettings | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Classification]:
+    """Decisions for every row by a chain fitted, tuned and gated without its fold (nested)."""
+    settings = settings or FitSettings()
+    decisions: list[Classification | None] = [None] * len(sample.labels)
+    for done, (rest, held) in enumerate(_folds(sample, settings.folds, seed), start=1):
+        model = fit(sample.rows(rest), seed=seed, settings=settings)
+        answers = model.classify(sample.vectors[held].astype(np.float32))
+        for row, answer in zip(held, answers, strict=True):
+            decisions[row] = answer
+        progress(done, settings.folds)
+    return [d for d in decisions if d is not None]
+
+
+def _folds(sample: Sample, folds: int, seed: int) -> Iterator[tuple[IntArray, IntArray]]:
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    yield from splitter.split(sample.vectors, sample.labels, sample.groups)
+
+
+def _out_of_fold(sample: Sample, seed: int, settings: FitSettings) -> _OutOfFold:
+    shape = (len(sample.labels), len(sample.categories))
+    oof = _OutOfFold(
+        votes={k: np.zeros(shape) for k in settings.neighbours},
+        linear={c: np.zeros(shape) for c in settings.inverse_penalties},
+        nearest=np.zeros(shape[0]),
+    )
+    for rest, held in _folds(sample, settings.folds, seed + 1):
+        train = sample.rows(rest)
+        queries = sample.vectors[held].astype(np.float32)
+        cosines = queries @ train.vectors.astype(np.float32).T
+        for k, votes in oof.votes.items():
+            votes[held], oof.nearest[held] = knn_posterior(cosines, train.labels, shape[1], k)
+        for penalty, linear in oof.linear.items():
+            head = _head(train, penalty, settings)
+            linear[held] = softmax(queries @ head.weights + head.bias)
+    return oof
+
+
+def _head(sample: Sample, inverse_penalty: float, settings: FitSettings) -> LinearHead:
+    model = LogisticRegression(C=inverse_penalty, max_iter=settings.iterations_max)
+    model.fit(sample.vectors.astype(np.float32), sample.labels)
+    return _expanded(model.coef_, model.intercept_, model.classes_, len(sample.categories))
+
+
+def _expanded(
+    coefficients: Float64Array, intercepts: Float64Array, present: IntArray, category_count: int
+) -> LinearHead:
+    """Bring scikit-learn's shapes to [d, c] and [c]; a category without rows is never chosen."""
+    if len(present) == 2:  # one row stands for the log-odds of the second class
+        coefficients = np.vstack([-coefficients / 2, coefficients / 2])
+        intercepts = np.concatenate([-intercepts / 2, intercepts / 2])
+    weights = np.zeros((coefficients.shape[1], category_count), dtype=np.float32)
+    bias = np.full(category_count, -30.0, dtype=np.float32)
+    weights[:, present] = coefficients.T
+    bias[present] = intercepts
+    return LinearHead(weights, bias)
+
+
+def _best_mixing(oof: _OutOfFold, labels: IntArray, settings: FitSettings) -> tuple[float, Mixing]:
+    """The inverse penalty and mixing with the least out-of-fold log loss."""
+    grid = product(
+        settings.inverse_penalties, settings.neighbours, settings.knn_shares, _TEMPERATURES
+    )
+
+    def loss(penalty: float, mixing: Mixing) -> float:
+        posterior = blended(oof.votes[mixing.neighbours], oof.linear[penalty], mixing)
+        return log_loss(posterior, labels)
+
+    penalty, mixing = min(
+        ((c, Mixing(k, share, t)) for c, k, share, t in grid), key=lambda pair: loss(*pair)
+    )
+    found = minimize_scalar(
+        lambda t: loss(penalty, replace(mixing, temperature=float(t))),
+        bounds=_TEMPERATURE_BOUNDS,
+        method="bounded",
+    )
+    return penalty, replace(mixing, temperature=round(float(found.x), 4))
+
+
+def log_loss(posterior: Float64Array, labels: IntArray) -> float:
+    """Mean of −ln p(label) over rows [n, c]."""
+    given = posterior[np.arange(len(labels)), labels]
+    return float(-np.log(np.maximum(given, 1e-12)).mean())
+
+
+def best_gates(
+    posterior: Float64Array, nearest: Float64Array, labels: IntArray, categories: tuple[str, ...]
+) -> Gates:
+    """The gates with the highest mean decision score; among equals the middle one.
+
+    Similarity candidates are low quantiles of the right, specialist guesses, so at most the
+    largest quantile of queries that would have been right can be turned away by it.
+    """
+    entropy = normalised_entropy(posterior)
+    guess = posterior.argmax(axis=1)
+    general = categories.index(GENERAL) if GENERAL in categories else -1
+    passed = (guess == labels).astype(np.float64)
+    gated = np.where(labels == general, 1.0, GENERALIST_SCORE)
+    sure = nearest[(guess == labels) & (labels != general)]
+    floors = [-1.0, *(np.quantile(sure, _GATE_QUANTILES) if len(sure) else [])]
+    ceilings = np.linspace(0.0, 1.0, _ENTROPY_STEPS + 1)[1:]
+
+    def score(gates: Gates) -> float:
+        closed = (entropy > gates.entropy_max) | (nearest < gates.similarity_min)
+        return float(np.where(closed, gated, passed).mean())
+
+    scored = [(score(g), g) for g in (Gates(float(h), float(s)) for h in ceilings for s in floors)]
+    top = max(value for value, _ in scored)
+    return _middle([gates for value, gates in scored if value >= top - 1e-9])
+
+
+def _middle(equals: Sequence[Gates]) -> Gates:
+    """The member nearest to the medians: a gate at the edge of its own data fits only that data."""
+    h = float(np.median([g.entropy_max for g in equals]))
+    s = float(np.median([g.similarity_min for g in equals]))
+    best = min(equals, key=lambda g: abs(g.entropy_max - h) + abs(g.similarity_min - s))
+    return Gates(round(best.entropy_max, 4), round(best.similarity_min, 4))
+
+
+def _thinned(sample: Sample, rows_max: int, seed: int) -> Sample:
+    if len(sample.labels) <= rows_max:
+        return sample
+    chosen = np.random.default_rng(seed).choice(len(sample.labels), rows_max, replace=False)
+    return sample.rows(np.sort(chosen))

@@ -1,0 +1,171 @@
+"""A swapped-in expert answers exactly as a fresh engine with that expert's weights does.
+
+A to B to A proves nothing (a stale tensor would be A's own again), so B is held against a fresh B.
+Tied output heads are the hard case: vLLM's CPU build keeps a packed copy of the head by default.
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experts.errors import ArtifactError, CanaryMismatch, SwapFailed
+from experts.types import Endpoint
+from experts.vllm_engine import EngineSettings, SwappableEngine
+from tests.integration.tiny_models import write_tiny_llama
+
+pytestmark = pytest.mark.engine
+
+PROMPTS = ("The sea is", "abc abc abc", "Once upon a time there was a very small engine.")
+TOKENS = 24
+SETTINGS = EngineSettings(dtype="float32", max_model_len=256, kv_cache_bytes=64 << 20)
+
+
+def quiet(_note: str) -> None:
+    return
+
+
+async def greedy(engine: SwappableEngine, prompt: str) -> list[int]:
+    from vllm import SamplingParams
+    from vllm.inputs.engine import tokens_input
+
+    salt = uuid.uuid4().hex
+    ids = engine.engine.get_tokenizer().encode(prompt)
+    params = SamplingParams(temperature=0.0, max_tokens=TOKENS, ignore_eos=True)
+    last: Any = None
+    async for last in engine.engine.generate(tokens_input(ids, cache_salt=salt), params, salt):
+        pass
+    return list(last.outputs[0].token_ids)
+
+
+async def answers(engine: SwappableEngine) -> list[list[int]]:
+    return [await greedy(engine, prompt) for prompt in PROMPTS]
+
+
+async def fresh_answers(folder: Path, dtype: str) -> list[list[int]]:
+    settings = EngineSettings(dtype=dtype, max_model_len=256, kv_cache_bytes=64 << 20)
+    engine, _ = await SwappableEngine.start({"x": str(folder)}, settings, progress=quiet)
+    try:
+        return await answers(engine)
+    finally:
+        engine.shutdown()
+
+
+@pytest.mark.parametrize(("tied", "dtype"), [(True, "bfloat16"), (False, "float32")])
+async def test_after_random_swaps_each_expert_equals_its_fresh_engine(
+    tmp_path: Path, tied: bool, dtype: str
+) -> None:
+    folders = {
+        name: write_tiny_llama(tmp_path / name, seed=seed, tied=tied)
+        for seed, name in enumerate("abc", start=1)
+    }
+    want = {name: await fresh_answers(folders[name], dtype) for name in ("b", "c")}
+    assert want["b"] != want["c"]
+    settings = EngineSettings(dtype=dtype, max_model_len=256, kv_cache_bytes=64 << 20)
+    engine, refused = await SwappableEngine.start(
+        {name: str(folder) for name, folder in folders.items()}, settings, progress=quiet
+    )
+    try:
+        assert refused == {}
+        rng = random.Random(7)
+        for name in ["b", "c", *(rng.choice("abc") for _ in range(8)), "b", "c"]:
+            await engine.make_resident(name)
+            if name in want:
+                assert await answers(engine) == want[name]
+    finally:
+        engine.shutdown()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("tiny")
+    return {
+        "a": write_tiny_llama(root / "a", seed=1, tied=True),
+        "b": write_tiny_llama(root / "b", seed=2, tied=True),
+        "wide": write_tiny_llama(root / "wide", seed=3, tied=True, hidden=192),
+    }
+
+
+@pytest.fixture
+async def engine(tiny: dict[str, Path]) -> AsyncIterator[SwappableEngine]:
+    started, refused = await SwappableEngine.start(
+        {name: str(folder) for name, folder in tiny.items()}, SETTINGS, progress=quiet
+    )
+    # Another architecture is refused with the difference named; the others are in service.
+    assert "hidden_size" in refused["wide"]
+    assert set(started.pooled) == {"a", "b"}
+    yield started
+    started.shutdown()
+
+
+async def test_pool_canary_cache_and_serving(
+    engine: SwappableEngine, tiny: dict[str, Path]
+) -> None:
+    """One engine start, several facts about it: starts are what takes the time here."""
+    await serving_layer_answers_under_the_experts_name(engine)
+    await cached_prefixes_stay_with_their_expert(engine)
+    await a_missing_folder_is_refused_and_the_resident_put_back(engine, tiny)
+    await a_corrupted_entry_fails_its_canary(engine)
+
+
+async def serving_layer_answers_under_the_experts_name(engine: SwappableEngine) -> None:
+    body = {
+        "messages": [{"role": "user", "content": "hello"}],
+        "max_tokens": 4,
+        "temperature": 0,
+        "logprobs": True,
+    }
+    for expert in ("a", "b"):
+        await engine.make_resident(expert)
+        reply = await engine.serve(expert, Endpoint.CHAT, body, request_id="same-id")
+        assert isinstance(reply, dict)
+        assert reply["model"] == expert
+        assert len(reply["choices"][0]["logprobs"]["content"]) == reply["usage"][
+            "completion_tokens"
+        ]
+
+
+async def cached_prefixes_stay_with_their_expert(engine: SwappableEngine) -> None:
+    """An expert that returns finds its cached blocks; the other one's are never used for it."""
+    body = {"prompt": "x" * 100, "max_tokens": 8, "temperature": 0, "logprobs": 1}
+    texts: dict[str, list[Any]] = {"a": [], "b": []}
+    for expert in ("a", "b", "a", "b"):
+        await engine.make_resident(expert)
+        reply = await engine.serve(expert, Endpoint.COMPLETIONS, body, request_id="r")
+        assert isinstance(reply, dict)
+        texts[expert].append(reply["choices"][0]["text"])
+    assert texts["a"][0] == texts["a"][1]
+    assert texts["b"][0] == texts["b"][1]
+    assert texts["a"][0] != texts["b"][0]
+
+
+async def a_missing_folder_is_refused_and_the_resident_put_back(
+    engine: SwappableEngine, tiny: dict[str, Path]
+) -> None:
+    await engine.make_resident("a")
+    before = await greedy(engine, PROMPTS[0])
+    damaged = tiny["a"].parent / "damaged"
+    damaged.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (damaged / name).write_bytes((tiny["a"] / name).read_bytes())
+    (damaged / "model.safetensors").write_bytes(b"not a checkpoint")
+    with pytest.raises(ArtifactError, match="damaged"):
+        await engine.pool("d", str(damaged))
+    assert await greedy(engine, PROMPTS[0]) == before
+    with pytest.raises(SwapFailed, match="not in the weight pool"):
+        await engine.make_resident("d")
+
+
+async def a_corrupted_entry_fails_its_canary(engine: SwappableEngine) -> None:
+    await engine.make_resident("a")
+    await engine.corrupt_for_test("b")
+    with pytest.raises(CanaryMismatch):
+        await engine.make_resident("b")
+    assert engine.resident is None
+    await engine.make_resident("a")
+    assert engine.resident == "a"

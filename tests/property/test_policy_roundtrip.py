@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experts.errors import ConfigError
+from policies.loader import dump_policy, parse_policy
+
+EXPERTS = ("a", "b", "c")
+route = st.lists(st.sampled_from(EXPERTS), min_size=1, unique=True)
+text = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=20)
+
+
+@st.composite
+def policy_files(draw: st.DrawFn) -> dict[str, Any]:
+    return {
+        "version": 1,
+        "description": draw(text),
+        "routes": draw(st.dictionaries(text.filter(bool), route, max_size=4)),
+        "default": draw(route),
+        "fallbacks": draw(st.lists(st.sampled_from(EXPERTS))),
+        "cascade": {
+            "min_confidence": draw(st.floats(0, 1)),
+            "calibration": {
+                name: {"slope": draw(st.floats(1e-6, 1000)), "intercept": draw(st.floats(-10, 10))}
+                for name in EXPERTS
+            },
+            "stream_window": {
+                "tokens": draw(st.integers(1, 4096)),
+                "hold_ms": draw(st.floats(0, 60_000)),
+            },
+        },
+        "caps": {
+            "stages": draw(st.integers(1, 8)),
+            "cost_usd": draw(st.integers(0, 10**12)) / 1e6,
+            "deadline_ms": draw(st.floats(0.001, 86_400_000)),
+        },
+        "max_output_tokens_default": draw(st.integers(1, 10**6)),
+    }
+
+
+@settings(deadline=None)
+@given(policy_files())
+def test_dumping_and_loading_gives_an_equal_policy(file: dict[str, Any]) -> None:
+    source = yaml.safe_dump(file, allow_unicode=True)
+    policy = parse_policy(source, name="p", file="p.yaml", catalogue_ids=EXPERTS)
+    again = parse_policy(dump_policy(policy), name="p", file="p.yaml", catalogue_ids=EXPERTS)
+    assert again == policy
+    assert policy.caps.cost_micro_usd == round(file["caps"]["cost_usd"] * 1e6)
+
+
+def line_at_fault(source: str) -> int | None:
+    try:
+        parse_policy(source, name="p", file="p.yaml", catalogue_ids=EXPERTS)
+    except ConfigError as error:
+        return error.line
+    return None
+
+
+@settings(deadline=None)
+@given(st.text(max_size=200) | st.binary(max_size=200).map(lambda raw: raw.decode("latin-1")))
+def test_any_text_loads_or_is_a_config_error_inside_the_file(source: str) -> None:
+    line = line_at_fault(source)
+    assert line is None or 1 <= line <= len(source.splitlines()) + 2
