@@ -53,7 +53,11 @@ class ExpertHostReplica:
             version=version,
             progress=_progress_writer(self._store, config.name),
         )
-        await self._host.start()
+        try:
+            await self._host.start()
+        except BaseException:
+            await self._host.aclose()  # the engine must not outlive a start that failed
+            raise
 
     async def check_health(self) -> None:
         await self._host.check_health()
@@ -117,7 +121,7 @@ def deployment_for(
         health_check_timeout_s=20,
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=10,
-        max_constructor_retry_count=3,
+        max_constructor_retry_count=2,
     ).bind(config, locations, advertise_host, version)
 
 

@@ -22,7 +22,8 @@ def choose_host(records: Iterable[HostRecord], expert: str, now_ms: float) -> Ho
     """The host with the least added latency, or None when none serves the expert.
 
     ``now_ms`` is wall-clock time. A host not heard of for ``OUTDATED_RECORD_MS`` is chosen only
-    when there is no other. Equal hosts are told apart by requests in flight, then by id.
+    when there is no other. Among equals the resident wins, then fewer requests in flight, then the
+    lower id.
     """
     candidates = [record for record in records if record.serves(expert)]
     return min(candidates, key=lambda record: _rank(record, expert, now_ms), default=None)
@@ -66,6 +67,11 @@ def _request_ms(record: HostRecord) -> float:
     return record.queued_request_ms or UNMEASURED_REQUEST_MS
 
 
-def _rank(record: HostRecord, expert: str, now_ms: float) -> tuple[bool, float, int, str]:
-    outdated = now_ms - record.heartbeat_ms > OUTDATED_RECORD_MS
-    return (outdated, added_latency_ms(record, expert), record.in_flight, record.host_id)
+def _rank(record: HostRecord, expert: str, now_ms: float) -> tuple[bool, float, bool, int, str]:
+    return (
+        now_ms - record.heartbeat_ms > OUTDATED_RECORD_MS,
+        added_latency_ms(record, expert),
+        not is_resident(record, expert),
+        record.in_flight,
+        record.host_id,
+    )

@@ -127,6 +127,7 @@ class ExpertHost:
         await self._start_engine()
         await self._start_driver()
         await self._open_port()
+        await self._publish()
         self._tasks.append(asyncio.create_task(self._heartbeats()))
 
     async def _start_engine(self) -> None:
@@ -207,12 +208,15 @@ class ExpertHost:
     async def _heartbeats(self) -> None:
         while True:
             self._changed.clear()
-            # Away now, back later: the driver and open streams do not depend on the store.
-            with contextlib.suppress(StateUnavailable):
-                await self._registry.publish(self.record(), HEARTBEAT_TTL_MS)
+            await self._publish()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), HEARTBEAT_MS / 1000)
             await asyncio.sleep(0.02)  # bursts of changes become one write
+
+    async def _publish(self) -> None:
+        # Away now, back later: the driver and open streams do not depend on the store.
+        with contextlib.suppress(StateUnavailable):
+            await self._registry.publish(self.record(), HEARTBEAT_TTL_MS)
 
     def record(self) -> HostRecord:
         """What the gateway needs to choose between hosts, as of now."""
@@ -222,14 +226,15 @@ class ExpertHost:
             url=self._url,
             experts=tuple(self._locations),
             resident=snapshot.resident,
-            queue_depths=snapshot.queue_depths,
+            queue_depths=snapshot.queued,
             in_flight=snapshot.in_flight,
             swap_ms=snapshot.swap_ms,
             out_of_service=snapshot.out_of_service,
-            slot_state=str(snapshot.phase),
+            slot_state=snapshot.phase.value,
             heartbeat_ms=int(time.time() * 1000),
             started_ms=self._started_ms,
             version=self._version,
+            queued_request_ms=(snapshot.service_ms or 0.0) / snapshot.in_flight_max,
         )
 
     async def check_health(self) -> None:

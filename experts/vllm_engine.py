@@ -13,6 +13,7 @@ nothing generates while weights are exchanged.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import time
 import uuid
@@ -149,22 +150,22 @@ class SwappableEngine:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        return AsyncLLM.from_engine_args(
-            AsyncEngineArgs(
-                model=model,
-                dtype=_pick_dtype(settings.dtype),  # type: ignore[arg-type]
-                max_model_len=settings.max_model_len,
-                kv_cache_memory_bytes=settings.kv_cache_bytes,
-                max_num_seqs=settings.max_num_seqs,
-                tensor_parallel_size=settings.tensor_parallel,
-                enforce_eager=settings.extra.get("enforce_eager", _on_cpu()),
-                enable_prefix_caching=True,
-                generation_config="vllm",
-                worker_extension_cls=_EXTENSION,
-                disable_log_stats=True,
-                **{k: v for k, v in settings.extra.items() if k != "enforce_eager"},
-            )
+        arguments = AsyncEngineArgs(
+            model=model,
+            dtype=_pick_dtype(settings.dtype),  # type: ignore[arg-type]
+            max_model_len=settings.max_model_len,
+            kv_cache_memory_bytes=settings.kv_cache_bytes,
+            max_num_seqs=settings.max_num_seqs,
+            tensor_parallel_size=settings.tensor_parallel,
+            enforce_eager=settings.extra.get("enforce_eager", _on_cpu()),
+            enable_prefix_caching=True,
+            generation_config="vllm",
+            worker_extension_cls=_EXTENSION,
+            disable_log_stats=True,
+            **{k: v for k, v in settings.extra.items() if k != "enforce_eager"},
         )
+        # Blocks for tens of seconds; heartbeats and health checks run on this loop meanwhile.
+        return await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
 
     async def _pool_all(
         self,
@@ -184,6 +185,8 @@ class SwappableEngine:
                 await self.pool(expert, experts[expert])
             except CoeError as error:
                 refused[expert] = error.message
+        if self.resident != first:
+            await self.make_resident(first)  # proves the first swap before anybody waits for it
         return refused
 
     def shutdown(self) -> None:

@@ -8,6 +8,7 @@ stopped; children started by us ask the kernel to be killed when we die.
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -22,6 +23,23 @@ def adopt_orphans() -> None:
     """Make this process the parent of descendants whose own parent died. Linux only."""
     if sys.platform == "linux":
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def child_pids() -> frozenset[int]:
+    """The processes that are this one's children now."""
+    return frozenset(process.pid for process in psutil.Process().children())
+
+
+def bury_orphans(own: frozenset[int]) -> None:
+    """Reap adopted processes that have ended. ``own`` are waited for by whoever started them."""
+    for process in psutil.Process().children():
+        if process.pid in own:
+            continue
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                os.waitpid(process.pid, os.WNOHANG)
+        except (psutil.NoSuchProcess, ChildProcessError):
+            continue
 
 
 def die_with_parent() -> None:

@@ -28,7 +28,13 @@ from deployments.environment import CONFIG_ENV, REDIS_ENV, TOKEN_ENV
 from experts.errors import CoeError, ConfigError
 from experts.types import SourceKind
 from gateway.config import Config, load_config
-from gateway.process_tree import adopt_orphans, die_with_parent, end_descendants
+from gateway.process_tree import (
+    adopt_orphans,
+    bury_orphans,
+    child_pids,
+    die_with_parent,
+    end_descendants,
+)
 from gateway.progress import Progress
 
 STEPS = 6
@@ -115,6 +121,7 @@ def _start_and_watch(
     with progress.step("Ray cluster" if hosts else "Ray cluster (not needed: no hosts)"):
         if hosts:
             _start_ray(stack)
+            _on_signals(stop)  # Ray's core puts a handler of its own in place, which aborts
     with progress.step("expert hosts: engine and weight pool") as note:
         if hosts:
             _start_hosts(options.config, config, stack, note)
@@ -125,8 +132,10 @@ def _start_and_watch(
         _wait_ready(listener.getsockname(), workers)
     with progress.step("ready"):
         _print_ready(config, listener.getsockname())
+    own = child_pids()
     while not stop.wait(1.0):
         workers.keep_alive()
+        bury_orphans(own | workers.pids)
         if store is not None:
             store.keep_alive()
 
@@ -300,7 +309,16 @@ def _start_hosts(
             for text in notes.fresh():
                 note(text)
     if failure:
-        raise StartFailed(f"the expert hosts did not start: {failure[0]}") from failure[0]
+        raise StartFailed(f"the expert hosts did not start: {_serve_message(failure[0])}")
+
+
+def _serve_message(error: BaseException) -> str:
+    """What Serve knows of the failure: its own exception only names the deployment."""
+    from ray import serve as ray_serve
+
+    application = ray_serve.status().applications.get(_APP_NAME)
+    messages = [d.message for d in application.deployments.values()] if application else []
+    return " ".join(m for m in messages if m) or str(error)
 
 
 def _advertised() -> str | None:
@@ -351,6 +369,10 @@ class Workers:
         self._listener = listener
         self._processes: list[subprocess.Popen[bytes] | None] = [None] * count
         self._restarts = 0
+
+    @property
+    def pids(self) -> frozenset[int]:
+        return frozenset(p.pid for p in self._processes if p is not None)
 
     def start(self) -> None:
         for at, process in enumerate(self._processes):

@@ -161,8 +161,10 @@ def _check_message(message: Any, where: str, texts: list[str], part_types: set[s
         raise InvalidRequest(f"{where}.content", "expected a string, a list of parts or null")
     elif role != "assistant":
         raise InvalidRequest(f"{where}.content", f"a {role} message needs content")
-    for call in message.get("tool_calls") or ():
-        texts.append(_call_text(call, where))
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise InvalidRequest(f"{where}.tool_calls", "a list is required")
+    texts.extend(_call_text(call, where) for call in calls)
 
 
 def _check_part(part: Any, where: str, texts: list[str], part_types: set[str]) -> None:

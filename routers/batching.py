@@ -72,6 +72,9 @@ class MicroBatcher(Generic[Item, Answer]):
     async def aclose(self) -> None:
         """Refuse new items, finish the accepted ones, end the thread."""
         self._closed = True
+        if self._start_timer is not None:  # nobody else can come, so there is nothing to wait for
+            self._start_timer.cancel()
+            self._start()
         try:
             await self._at_rest.wait()
         finally:

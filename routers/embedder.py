@@ -109,12 +109,19 @@ class OnnxMiniLm:
         return out
 
     def _token_ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         room = self._max_tokens - 2
-        if len(ids) > room:
-            head, tail = windowed(room)
-            ids = ids[:head] + ids[-tail:]
+        head, tail = windowed(room)
+        words = text.split()
+        if len(words) > room:  # every word is a token or more, so those between cannot be kept
+            ids = self._encoded(words[:head])[:head] + self._encoded(words[-tail:])[-tail:]
+        else:
+            ids = self._encoded(words)
+            ids = ids if len(ids) <= room else ids[:head] + ids[-tail:]
         return [self._cls, *ids, self._sep]
+
+    def _encoded(self, words: Sequence[str]) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(" ".join(words), add_special_tokens=False).ids
+        return ids
 
     def _run(self, rows: Sequence[list[int]]) -> Float32Array:
         ids = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
@@ -131,10 +138,10 @@ class SentenceTransformerEmbedder:
     """Any sentence-transformers model, from a folder or from the local hub cache."""
 
     def __init__(self, model_id_or_path: str) -> None:
+        folder = _model_folder(model_id_or_path)
         # Imported here: it pulls in torch, seconds of start-up that the default does not pay.
         from sentence_transformers import SentenceTransformer
 
-        folder = _model_folder(model_id_or_path)
         self._name = model_id_or_path
         self._digest = _files_digest(_model_files(folder))
         self._model: Any = SentenceTransformer(str(folder), device="cpu")

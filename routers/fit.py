@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Final
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from routers.classifier import (
     Float64Array,
@@ -35,6 +37,7 @@ _TEMPERATURES: Final = (0.3, 0.5, 0.7, 1.0, 1.4)
 _TEMPERATURE_BOUNDS: Final = (0.1, 5.0)
 _GATE_QUANTILES: Final = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05)
 _ENTROPY_STEPS: Final = 100
+_GATE_TOLERANCE: Final = 0.002  # mean scores that close do not tell gates apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,17 @@ def fit(sample: Sample, *, seed: int, settings: FitSettings | None = None) -> Ro
     Deterministic for a seed. Temperature and mixing minimise the log loss; the gates maximise the
     mean ``decision_score`` of the whole chain.
     """
-    settings = settings or FitSettings()
+    with _one_thread():
+        return _fitted(sample, seed, settings or FitSettings())
+
+
+def _one_thread() -> AbstractContextManager[object]:
+    """The order of sums, and so an artifact, must not depend on the number of cores."""
+    limits: AbstractContextManager[object] = threadpool_limits(limits=1)
+    return limits
+
+
+def _fitted(sample: Sample, seed: int, settings: FitSettings) -> RouterModel:
     oof = _out_of_fold(sample, seed, settings)
     penalty, mixing = _best_mixing(oof, sample.labels, settings)
     posterior = blended(oof.votes[mixing.neighbours], oof.linear[penalty], mixing)
@@ -104,8 +117,9 @@ def cross_validated(
     settings = settings or FitSettings()
     decisions: list[Classification | None] = [None] * len(sample.labels)
     for done, (rest, held) in enumerate(_folds(sample, settings.folds, seed), start=1):
-        model = fit(sample.rows(rest), seed=seed, settings=settings)
-        answers = model.classify(sample.vectors[held].astype(np.float32))
+        with _one_thread():
+            model = _fitted(sample.rows(rest), seed, settings)
+            answers = model.classify(sample.vectors[held].astype(np.float32))
         for row, answer in zip(held, answers, strict=True):
             decisions[row] = answer
         progress(done, settings.folds)
@@ -186,7 +200,7 @@ def log_loss(posterior: Float64Array, labels: IntArray) -> float:
 def best_gates(
     posterior: Float64Array, nearest: Float64Array, labels: IntArray, categories: tuple[str, ...]
 ) -> Gates:
-    """The gates with the highest mean decision score; among equals the middle one.
+    """The gates with the highest mean decision score; the middle of those that are as good.
 
     Similarity candidates are low quantiles of the right, specialist guesses, so at most the
     largest quantile of queries that would have been right can be turned away by it.
@@ -206,7 +220,7 @@ def best_gates(
 
     scored = [(score(g), g) for g in (Gates(float(h), float(s)) for h in ceilings for s in floors)]
     top = max(value for value, _ in scored)
-    return _middle([gates for value, gates in scored if value >= top - 1e-9])
+    return _middle([gates for value, gates in scored if value >= top - _GATE_TOLERANCE])
 
 
 def _middle(equals: Sequence[Gates]) -> Gates:

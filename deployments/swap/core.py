@@ -13,7 +13,7 @@ Rules, in the order in which they bind (``design.md`` argues for each):
 4. After that, a request of another expert that has waited the age bound closes admission; the
    oldest such request names the target.
 5. Otherwise the slot turns when the waiting work elsewhere outweighs the resident's waiting work
-   and what it would finish during the swap.
+   and what it would take on during drain and swap.
 6. A drain waits for what runs. Past its deadline it aborts requests that have sent nothing, each at
    most once; it never cuts a started answer.
 7. After a swap the newcomer's batch is granted before anything else is weighed, so every swap
@@ -384,12 +384,16 @@ class Scheduler:
         return self._config.announce_weight * lane.hints(self._now_ms)
 
     def _displaced_by(self, lane: Lane) -> float:
-        """Requests that the resident would finish while this swap runs (Little's law)."""
-        if not self._slot.running or not self._service.value:
-            return 0.0
+        """Requests that the resident would take on while it drains and the swap runs.
+
+        Little's law: it takes on in_flight / service per ms. Draining lasts about one service time,
+        so each request in flight stands for one displaced; the swap displaces in proportion.
+        """
         swap_ms = lane.swap.value
-        swap_ms = self._any_swap.value or 0.0 if swap_ms is None else swap_ms
-        return swap_ms * len(self._slot.running) / self._service.value
+        if swap_ms is None:
+            swap_ms = self._any_swap.value or 0.0
+        services = swap_ms / self._service.value if self._service.value else 0.0
+        return len(self._slot.running) * (1.0 + services)
 
     def _resident_lane(self) -> Lane | None:
         resident = self._slot.resident

@@ -98,19 +98,23 @@ class Forecast:
     def _turns_ms(self, own: Lane, now_ms: float) -> float:
         """The turns of other experts whose oldest request is older than ours."""
         skip = (own.expert, self.slot.resident, self.slot.target)
-        service_ms = self._service_ms(now_ms)
-        batch = self.config.in_flight_max
-        unmeasured_ms = self.any_swap.value or 0.0
+        service_ms, batch = self._service_ms(now_ms), self.config.in_flight_max
         floor_ms, factor = self.config.min_residency_ms, self.config.min_residency_factor
+        guess_ms = self.any_swap.value or 0.0
         head_ms, total_ms = own.head_ms, 0.0
         # One plain loop: it runs over every waiting expert at every arrival.
         for lane in self.waiting.values():
             if lane.head_ms > head_ms or lane.expert in skip:
                 continue
             swap_ms = lane.swap.value
-            swap_ms = unmeasured_ms if swap_ms is None else swap_ms
-            work_ms = -(-len(lane) // batch) * service_ms
-            total_ms += swap_ms + min(work_ms, max(floor_ms, factor * swap_ms) + service_ms)
+            if swap_ms is None:
+                swap_ms = guess_ms
+            work_ms = -(-lane.count // batch) * service_ms
+            stay_ms = factor * swap_ms
+            if stay_ms < floor_ms:
+                stay_ms = floor_ms
+            stay_ms += service_ms
+            total_ms += swap_ms + (work_ms if work_ms < stay_ms else stay_ms)
         return total_ms
 
     def _stay_ms(self, lane: Lane, now_ms: float) -> float:

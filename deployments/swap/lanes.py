@@ -57,6 +57,7 @@ class Lane:
         "_levels",
         "_weight",
         "_weighted_arrival",
+        "count",
         "expert",
         "head_ms",
         "out_of_service",
@@ -67,6 +68,8 @@ class Lane:
         self.expert = expert
         self.swap = swap
         self.out_of_service: str | None = None
+        # Attributes, not properties: loops over every lane read them at every decision.
+        self.count = 0
         self.head_ms = math.inf  # arrival of the oldest request waiting
         # OrderedDict, not dict: taking the first key of a dict slows down as its front is deleted.
         self._arrivals: OrderedDict[str, Request] = OrderedDict()
@@ -76,7 +79,7 @@ class Lane:
         self._hints: deque[float] = deque(maxlen=_HINTS_MAX)
 
     def __len__(self) -> int:
-        return len(self._arrivals)
+        return self.count
 
     def requests(self) -> list[Request]:
         return list(self._arrivals.values())
@@ -134,7 +137,8 @@ class Lane:
         return len(self._hints)
 
     def _weigh(self, request: Request, sign: float) -> None:
-        if self._arrivals:
+        self.count = len(self._arrivals)
+        if self.count:
             self._weight += sign * request.weight
             self._weighted_arrival += sign * request.weight * request.arrived_ms
         else:  # start afresh, so that rounding never accumulates

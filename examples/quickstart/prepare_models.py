@@ -110,6 +110,13 @@ def convert_gguf(gguf: Path, out_dir: Path) -> None:
     tokenizer.save_pretrained(out_dir)
 
 
+def _silence_loaders() -> None:
+    """Our own lines say how far we are; the loaders' bars would tear them apart."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def _versions() -> dict[str, str]:
     return {
         name: importlib.metadata.version(name)
@@ -184,6 +191,7 @@ class _Run:
             return card
         self.progress(f"{label}: {verb} ...")
         started = time.monotonic()
+        _silence_loaders()
         partial = Path(tempfile.mkdtemp(prefix=f".{name}-", suffix=_PARTIAL, dir=self.root))
         build(partial)
         card = _write_card(partial, name, inputs)

@@ -41,6 +41,7 @@ class DecisionLog:
         self._keep_records = keep_records
         self._queue: deque[bytes] = deque()
         self._queue_records = queue_records
+        self._writing = 0
         self._dropped = 0
         self._filled = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -53,8 +54,8 @@ class DecisionLog:
 
     @property
     def queued(self) -> int:
-        """Records that wait to be written."""
-        return len(self._queue)
+        """Records not yet known to be written."""
+        return len(self._queue) + self._writing
 
     def append(self, record: Mapping[str, Any], /) -> None:
         """Queue one record; drops the oldest when the queue is full. Never waits.
@@ -117,6 +118,7 @@ class DecisionLog:
 
     async def _write_batch(self) -> None:
         batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
+        self._writing += len(batch)
         try:
             await self._store.eval_script(
                 "append_decisions", [self._key], [self._keep_records, *batch]
@@ -124,6 +126,8 @@ class DecisionLog:
         except BaseException:
             self._put_back(batch)
             raise
+        finally:
+            self._writing -= len(batch)
 
     def _put_back(self, batch: list[bytes]) -> None:
         """To the front, dropping the oldest of them for what has been queued meanwhile."""

@@ -205,13 +205,13 @@ async def openai_client(
 ) -> AsyncIterator[AsyncOpenAI]:
     """The official client, strict; with ``app`` it calls in process."""
     transport = httpx2.ASGITransport(app=app) if app is not None else None
-    settings: dict[str, Any] = {"max_retries": 0, "api_key": "test"} | options
+    defaults = {"max_retries": 0, "api_key": "test", "_strict_response_validation": True}
+    settings: dict[str, Any] = defaults | options
     async with (
         httpx2.AsyncClient(transport=transport) as http,
         AsyncOpenAI(
             base_url=f"{base_url}/v1",
             http_client=http,
-            _strict_response_validation=True,
             **settings,
         ) as client,
     ):
@@ -221,5 +221,5 @@ async def openai_client(
 async def eventually(condition: Callable[[], bool], within_s: float = 5.0) -> None:
     """Wait for something that another task or process is about to do."""
     async with asyncio.timeout(within_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - the other side knows no event of ours
             await asyncio.sleep(0.005)

@@ -166,7 +166,8 @@ class World:
         leaves_ms = rates.draw_leaving_ms(self.rng["leavers"])
 
         def arrive() -> None:
-            patience_ms = rates.config.queue_wait_ms_max if limit_ms is None else limit_ms
+            bound_ms = rates.config.queue_wait_ms_max
+            patience_ms = bound_ms if limit_ms is None else min(limit_ms, bound_ms)
             client = Client(name, expert, self.now_ms, patience_ms, first_ms, service_ms)
             client.waiting_since_ms = self.now_ms
             client.must_start_within_ms = self._starvation_bound_ms(client)

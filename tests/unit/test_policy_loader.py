@@ -130,3 +130,9 @@ def test_shipped_policies_load_and_fit_the_exported_schema() -> None:
         jsonschema.validate(yaml.safe_load(path.read_text()), schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"version": 1, "default": "a", "caps": {}}, schema)
+
+
+def test_the_example_in_the_documentation_loads() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "policies.md").read_text()
+    example = text.split("```yaml\n", 1)[1].split("```", 1)[0]
+    assert parse(example).routes["math"] == Route(("general", "math"))

@@ -335,3 +335,16 @@ def test_a_cards_figures_follow_from_the_recorded_answers(name: str) -> None:
         assert card[f"{model}_accuracy"] == round(sum(judged) / len(judged), 4)
     assert len(rows) >= 40
     assert card["specialist_correct"] > card["base_correct"]
+
+
+def test_the_readme_states_the_cards_figures() -> None:
+    readme = (ADAPTERS_DIR.parent / "README.md").read_text(encoding="utf-8")
+    for name in SPECIALISTS:
+        card = json.loads((ADAPTERS_DIR / name / "card.json").read_text())
+        total = card["heldout_questions"]
+        row = (
+            f"| `{name}` | {total} | {card['base_correct']} ({card['base_accuracy']:.0%}) "
+            f"| {card['specialist_correct']} ({card['specialist_accuracy']:.0%}) "
+            f"| {card['steps']} | {card['train_minutes']} |"
+        )
+        assert row in readme.splitlines()

@@ -16,6 +16,7 @@ class Worker:
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
         self.threads: set[int] = set()
+        self.begun = threading.Semaphore(0)
         self.gate = threading.Event()
         self.gate.set()
         self.error: Exception | None = None
@@ -23,6 +24,7 @@ class Worker:
     def __call__(self, items: Sequence[int]) -> list[int]:
         self.batches.append(list(items))
         self.threads.add(threading.get_ident())
+        self.begun.release()
         assert self.gate.wait(10)
         if self.error:
             raise self.error
@@ -45,9 +47,9 @@ async def worker() -> AsyncIterator[Worker]:
 
 
 async def started(worker: Worker, batches: int) -> None:
-    """Turn the loop until that many batches have begun."""
-    while len(worker.batches) < batches:
-        await asyncio.sleep(0)
+    """Wait until that many batches have begun."""
+    for _ in range(batches):
+        assert await asyncio.to_thread(worker.begun.acquire, timeout=10)
 
 
 async def test_one_thread_that_is_not_the_event_loop(worker: Worker) -> None:

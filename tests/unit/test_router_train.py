@@ -58,7 +58,7 @@ def test_groups_are_never_split() -> None:
             np.mean([a.best_guess == names[c] for a, c in zip(answers, labels, strict=True)])
         )
 
-    assert accuracy(np.arange(300)) > 0.9
+    assert accuracy(np.arange(300)) > 0.8
     assert accuracy(np.repeat(np.arange(60), 5)) < 0.5
 
 

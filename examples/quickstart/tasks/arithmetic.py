@@ -31,6 +31,14 @@ _NAMES: dict[Split, tuple[str, ...]] = {
         "Leo",
         "Emma",
         "Hugo",
+        "Aisha",
+        "Karl",
+        "Nina",
+        "Peter",
+        "Zoe",
+        "Liam",
+        "Olga",
+        "Sam",
     ),
     "heldout": (
         "Nadia",
@@ -56,6 +64,18 @@ _THINGS: dict[Split, tuple[str, ...]] = {
         "oranges",
         "buttons",
         "cookies",
+        "pears",
+        "balls",
+        "cups",
+        "candles",
+        "toys",
+        "bottles",
+        "plants",
+        "ribbons",
+        "stones",
+        "eggs",
+        "tickets",
+        "photos",
     ),
     "heldout": (
         "magnets",
@@ -78,6 +98,10 @@ FRAMES: dict[Split, tuple[str, ...]] = {
         "Solve this problem: {story}",
         "{story} Think step by step and finish with 'Answer: N'.",
         "Question: {story}",
+        "Help me solve this: {story}",
+        "Calculate. {story}",
+        "{story} How do I work this out?",
+        "My homework says: {story} What is the answer?",
         "{story} Give the working and end with 'Answer: N'.",
     ),
     "heldout": (
@@ -127,6 +151,11 @@ def _gain(story: _Story, total: int) -> int:
             "A friend gives {who} {n} {x}.",
             "Then {who} gets another {n} {x}.",
             "{who} finds {n} more.",
+            "{n} more {x} arrive.",
+            "{who} picks up {n} {x} on the way home.",
+            "Grandma sends {who} {n} {x}.",
+            "That evening {who} wins {n} more {x}.",
+            "{who} adds {n} {x} to the collection.",
         ),
         ("Later {who} receives {n} extra {x}.", "Next, {n} further {x} are added."),
         n=n,
@@ -142,6 +171,12 @@ def _lose(story: _Story, total: int) -> int:
             "{who} loses {n} of them.",
             "{who} sells {n} {x}.",
             "Then {n} {x} are used.",
+            "{n} of the {x} break.",
+            "{who} gives {n} {x} to a sister.",
+            "A dog runs off with {n} {x}.",
+            "{who} throws out {n} {x}.",
+            "On Monday {who} lends {n} {x} to a friend.",
+            "{n} {x} are taken to school.",
         ),
         ("After that, {n} {x} go missing.", "{who} hands {n} {x} to a neighbour."),
         n=n,
@@ -155,6 +190,9 @@ def _gain_boxes(story: _Story, total: int) -> int:
         (
             "{who} buys {n} {b} with {m} {x} in each.",
             "{who} gets {n} {b} of {m} {x}.",
+            "{who} orders {n} {b}; every one contains {m} {x}.",
+            "Then {n} {b} with {m} {x} each are brought in.",
+            "Someone leaves {n} {b} at the door, {m} {x} in every one.",
         ),
         ("A shop delivers {n} {b}, each holding {m} {x}.",),
         n=count,
@@ -168,7 +206,12 @@ def _double(story: _Story, total: int) -> int:
     times = story.number(2, 4)
     word = {2: "doubles", 3: "triples", 4: "quadruples"}[times]
     story.tell(
-        ("Then {who} {w} the number of {x}.", "After a week the number of {x} {w}."),
+        (
+            "Then {who} {w} the number of {x}.",
+            "After a week the number of {x} {w}.",
+            "Over the summer the pile {w}.",
+            "The count of {x} then {w}.",
+        ),
         ("By spring the amount of {x} {w}.",),
         w=word,
     )
@@ -178,14 +221,29 @@ def _double(story: _Story, total: int) -> int:
 def _chain(story: _Story) -> int:
     total = story.number(8, 95)
     story.tell(
-        ("{who} has {n} {x}.", "{who} starts with {n} {x}.", "{who} owns {n} {x}."),
+        (
+            "{who} has {n} {x}.",
+            "{who} starts with {n} {x}.",
+            "{who} owns {n} {x}.",
+            "There are {n} {x} in the drawer of {who}.",
+            "On Sunday {who} counts {n} {x}.",
+            "{who} collected {n} {x} last year.",
+            "Once {who} had {n} {x}.",
+        ),
         ("At first {who} keeps {n} {x}.", "{who} begins the day with {n} {x}."),
         n=total,
     )
     for _ in range(story.rng.randint(2, 3)):
         total = story.rng.choice((_gain, _lose, _lose, _gain_boxes, _double))(story, total)
     story.tell(
-        ("How many {x} does {who} have now?", "How many {x} are left?", "How many {x} is that?"),
+        (
+            "How many {x} does {who} have now?",
+            "How many {x} are left?",
+            "How many {x} is that?",
+            "What is the final number of {x}?",
+            "Find out how many {x} {who} has at last.",
+            "How many {x} are there now?",
+        ),
         ("What is the number of {x} in the end?", "With how many {x} does {who} end up?"),
     )
     return total
@@ -198,6 +256,10 @@ def _shopping(story: _Story) -> int:
         (
             "{who} buys {a} {x} at ${p} each and {b} {y} at ${q} each.",
             "{who} pays for {a} {x} that cost ${p} each and {b} {y} that cost ${q} each.",
+            "One of the {x} costs ${p} and one of the {y} costs ${q}. {who} wants {a} {x} and {b} {y}.",
+            "{who} orders {a} {x} for ${p} each, and also {b} {y} for ${q} each.",
+            "In a shop {who} picks {a} {x} (${p} each) and {b} {y} (${q} each).",
+            "{a} {x} at ${p} each and {b} {y} at ${q} each are in the basket of {who}.",
         ),
         ("A purchase by {who}: {a} {x}, priced ${p} apiece, plus {b} {y}, priced ${q} apiece.",),
         a=first,
@@ -209,14 +271,24 @@ def _shopping(story: _Story) -> int:
     total = story.work(story.work(first, "*", price), "+", story.work(second, "*", cost))
     if story.rng.random() < 0.5:
         story.tell(
-            ("How much does {who} pay?", "What is the total cost?"),
+            (
+                "How much does {who} pay?",
+                "What is the total cost?",
+                "How many dollars is that?",
+                "What is the bill?",
+            ),
             ("What does everything come to?",),
         )
         return total
     paid = total + story.number(1, 60)
     story.operands.append(paid)
     story.tell(
-        ("{who} pays with ${n}. How much change is due?", "{who} had ${n}. How much is left?"),
+        (
+            "{who} pays with ${n}. How much change is due?",
+            "{who} had ${n}. How much is left?",
+            "How much of ${n} is left after that?",
+            "{who} hands over ${n}. What is the change?",
+        ),
         ("Out of a purse with ${n}, how many dollars remain?",),
         n=paid,
     )
@@ -229,6 +301,9 @@ def _wages(story: _Story) -> int:
         (
             "{who} works {h} hours a day for {d} days and earns ${w} per hour.",
             "For {d} days {who} works {h} hours each day at ${w} an hour.",
+            "{who} is paid ${w} per hour and works {h} hours on each of {d} days.",
+            "An hour of work brings {who} ${w}. {who} works {d} days, {h} hours every day.",
+            "During {d} days of {h} hours each, {who} makes ${w} an hour.",
         ),
         ("{who} has a job that pays ${w} hourly, {h} hours daily, over {d} days.",),
         h=hours,
@@ -239,12 +314,23 @@ def _wages(story: _Story) -> int:
     if story.rng.random() < 0.6:
         spent = story.number(5, max(5, min(300, total - 1)))
         story.tell(
-            ("{who} spends ${n} of it. How much money is left?",),
+            (
+                "{who} spends ${n} of it. How much money is left?",
+                "After paying ${n} for rent, how much is left?",
+                "{who} then buys a coat for ${n}. How many dollars are left?",
+            ),
             ("An amount of ${n} goes on food. What remains of the money?",),
             n=spent,
         )
         return story.work(total, "-", spent)
-    story.tell(("How much does {who} earn?",), ("What is the whole pay?",))
+    story.tell(
+        (
+            "How much does {who} earn?",
+            "How many dollars does {who} make?",
+            "What are the earnings?",
+        ),
+        ("What is the whole pay?",),
+    )
     return total
 
 
@@ -256,6 +342,10 @@ def _sharing(story: _Story) -> int:
         (
             "{who} has {n} {x}. {m} are broken. The rest is shared equally by {k} children.",
             "There are {n} {x}. {who} keeps {m} and divides the others equally among {k} friends.",
+            "{who} owns {n} {x}, loses {m}, and gives the same number of the others to each of {k} cousins.",
+            "From {n} {x} {m} are taken away. {who} packs the others into {k} equal bags.",
+            "{k} children share the {x} of {who} equally. There were {n}, but {m} got lost first.",
+            "{who} bakes or buys {n} {x}, uses {m}, and deals out the rest equally to {k} guests.",
         ),
         ("Of {n} {x}, {who} puts {m} aside and splits what remains evenly between {k} people.",),
         n=total,
@@ -263,7 +353,12 @@ def _sharing(story: _Story) -> int:
         k=people,
     )
     story.tell(
-        ("How many {x} does each one get?", "How many {x} does each receive?"),
+        (
+            "How many {x} does each one get?",
+            "How many {x} does each receive?",
+            "How many {x} are in one share?",
+            "How many is that for each?",
+        ),
         ("What is the share of one person?",),
     )
     return story.work(story.work(total, "-", lost), "/", people)
@@ -278,6 +373,9 @@ def _comparison(story: _Story) -> int:
         (
             "{who} has {n} {x}. {a} has {k} times as many as {who}. {b} has {m} {w} {x} than {a}.",
             "{a} has {k} times as many {x} as {who}, who has {n}. {b} has {m} {w} than {a}.",
+            "{who} owns {n} {x}, and {a} owns {k} times as many. {b} owns {m} {w} than {a}.",
+            "{who} found {n} {x}. {a} found {k} times this number. {b} found {m} {w} {x} than {a} did.",
+            "There are {n} {x} with {who}. With {a} there are {k} times as many, and {b} has {m} {w} than {a}.",
         ),
         ("{who} collected {n} {x}; {a} collected {k} times that; {b} collected {m} {w} than {a}.",),
         n=base,
@@ -290,9 +388,24 @@ def _comparison(story: _Story) -> int:
     multiplied = story.work(base, "*", times)
     last = story.work(multiplied, "+" if more else "-", fewer)
     if story.rng.random() < 0.5:
-        story.tell(("How many {x} does {b} have?",), ("What is the count for {b}?",), b=third)
+        story.tell(
+            (
+                "How many {x} does {b} have?",
+                "How many are with {b}?",
+                "What number of {x} belongs to {b}?",
+            ),
+            ("What is the count for {b}?",),
+            b=third,
+        )
         return last
-    story.tell(("How many {x} do they have together?",), ("What do all three have combined?",))
+    story.tell(
+        (
+            "How many {x} do they have together?",
+            "How many {x} are there in total?",
+            "What is the sum for the three of them?",
+        ),
+        ("What do all three have combined?",),
+    )
     return story.work(story.work(base, "+", multiplied), "+", last)
 
 
@@ -302,6 +415,9 @@ def _journey(story: _Story) -> int:
         (
             "{who} drives {h} hours at {v} km per hour and then {k} hours at {w} km per hour.",
             "A trip takes {who} {h} hours at {v} km/h, then {k} hours at {w} km/h.",
+            "{who} cycles for {h} hours at {v} km per hour. After a rest {who} goes on for {k} hours at {w} km per hour.",
+            "First {who} travels {h} hours with {v} km per hour, later {k} hours with {w} km per hour.",
+            "A train with {who} on board runs {h} hours at {v} km/h and {k} hours at {w} km/h.",
         ),
         ("At {v} km/h {who} rides for {h} hours, followed by {k} hours at {w} km/h.",),
         h=hours,
@@ -310,7 +426,12 @@ def _journey(story: _Story) -> int:
         w=slower,
     )
     story.tell(
-        ("How many kilometres is that in total?", "How far does {who} go?"),
+        (
+            "How many kilometres is that in total?",
+            "How far does {who} go?",
+            "How long is the whole way in km?",
+            "How many km does {who} travel?",
+        ),
         ("What distance is covered?",),
     )
     return story.work(story.work(speed, "*", hours), "+", story.work(slower, "*", longer))
@@ -323,6 +444,9 @@ def _boxes(story: _Story) -> int:
         (
             "{who} has {n} {b} with {m} {x} in each. {who} sells {k} {x}.",
             "There are {m} {x} in each of {n} {b}. {who} takes out {k}.",
+            "Each of {n} {b} holds {m} {x}. {who} uses {k} of the {x}.",
+            "{who} packs {m} {x} into each of {n} {b} and then gives away {k} {x}.",
+            "On a shelf stand {n} {b}, {m} {x} in every one. {who} buys {k} {x}.",
         ),
         ("{who} fills {n} {b} with {m} {x} apiece, after which {k} {x} are eaten or lost.",),
         n=count,
@@ -330,7 +454,10 @@ def _boxes(story: _Story) -> int:
         k=lost,
         b=story.box(),
     )
-    story.tell(("How many {x} are left?", "How many {x} remain?"), ("What number of {x} stays?",))
+    story.tell(
+        ("How many {x} are left?", "How many {x} remain?", "How many {x} are still there?"),
+        ("What number of {x} stays?",),
+    )
     return story.work(story.work(count, "*", each), "-", lost)
 
 

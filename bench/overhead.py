@@ -1,0 +1,378 @@
+"""What the gateway adds in front of an expert: the same upstream asked directly and through it.
+
+Three processes: the shipped scripted server as upstream, one gateway worker (uvicorn, uvloop,
+httptools), and this client. Direct and gateway calls alternate, so that load from elsewhere on the
+machine falls on both. Bounded by design to well under 90 seconds.
+
+    python bench/overhead.py [--json FILE] [--rounds 300] [--seconds 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import aiohttp  # noqa: E402 - the project root has to be importable first
+import psutil  # noqa: E402
+
+from bench import _report  # noqa: E402
+
+ARTIFACT = ROOT / "routers" / "data" / "quickstart" / "artifact"
+CHUNKS = 50
+SCRIPTS = {"plain": "fixed?text=a short answer of six words", "chunks": f"tokens?count={CHUNKS}"}
+MODELS = {"plain": "auto", "chunks": "coe/chunks"}  # asked by policy; upstream knows both names
+PROMPT = "How many legs do three spiders have together?"
+POLICY = """
+version: 1
+default: {expert}
+caps: {{stages: 1, cost_usd: 1.0, deadline_ms: 60000}}
+max_output_tokens_default: 256
+on_state_outage: {{routing: open, budgets: closed}}
+"""
+READY_S = 60.0
+PATH = "/v1/chat/completions"
+
+Call = Callable[[str], Awaitable[float]]
+
+
+class _Server(NamedTuple):
+    url: str
+    pid: int
+
+
+async def main() -> int:
+    options = _options()
+    with contextlib.ExitStack() as stack:
+        upstream = stack.enter_context(_serving("upstream")).url
+        plain = stack.enter_context(_serving("gateway", "--upstream", upstream))
+        async with _client() as http:
+            await asyncio.gather(_ready(http, upstream, "/v1/models"), _ready(http, plain.url))
+            result = await _measure(http, upstream, plain, options)
+    with contextlib.ExitStack() as stack:
+        result |= await _with_router(stack, options)
+    _print(result)
+    _report.write(result, options.json)
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", help="result file; - for standard output")
+    parser.add_argument("--rounds", type=int, default=300, help="sequential calls on each path")
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of each load phase")
+    parser.add_argument("--serve", choices=["upstream", "gateway"], help=argparse.SUPPRESS)
+    parser.add_argument("--fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--upstream", help=argparse.SUPPRESS)
+    parser.add_argument("--router", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+# --- measuring -----------------------------------------------------------------------------------
+
+
+async def _measure(
+    http: aiohttp.ClientSession, direct: str, server: _Server, options: argparse.Namespace
+) -> dict[str, Any]:
+    gateway, pid = server
+    ask, stream = _asker(http), _streamer(http)
+    await _alternating(ask, (direct, gateway), 50)  # warm-up: connections, code paths
+    asked = await _alternating(ask, (direct, gateway), options.rounds)
+    first = await _alternating(stream, (direct, gateway), options.rounds // 2)
+    direct_rps, _ = await _rate(ask, direct, 64, options.seconds)
+    rps, cpu_ms = await _rate(ask, gateway, 64, options.seconds, pid)
+    direct_streams, _ = await _rate(stream, direct, 32, options.seconds)
+    streams, stream_cpu_ms = await _rate(stream, gateway, 32, options.seconds, pid)
+    direct_ms, gateway_ms = asked
+    return {
+        "direct_p50_ms": _p(direct_ms, 50),
+        "direct_p99_ms": _p(direct_ms, 99),
+        "gateway_p50_ms": _p(gateway_ms, 50),
+        "gateway_p99_ms": _p(gateway_ms, 99),
+        "added_p50_ms": round(_p(gateway_ms, 50) - _p(direct_ms, 50), 3),
+        "added_p99_ms": round(_p(gateway_ms, 99) - _p(direct_ms, 99), 3),
+        "direct_ttft_p50_ms": _p(first[0], 50),
+        "added_ttft_p50_ms": round(_p(first[1], 50) - _p(first[0], 50), 3),
+        "direct_rps_c64": direct_rps,
+        "rps_c64": rps,
+        "rps_ratio": round(rps / direct_rps, 3),
+        "gateway_cpu_ms_per_request": cpu_ms,
+        "chunks_per_stream": CHUNKS,
+        "direct_streams_per_s_c32": direct_streams,
+        "streams_per_s_c32": streams,
+        "streams_ratio": round(streams / direct_streams, 3),
+        "gateway_cpu_ms_per_stream": stream_cpu_ms,
+        "sequential_calls": options.rounds,
+        "load_seconds": options.seconds,
+    }
+
+
+async def _with_router(stack: contextlib.ExitStack, options: argparse.Namespace) -> dict[str, Any]:
+    """The classifier's share: a gateway that routes against one that does not, new prompts each."""
+    if not (ARTIFACT / "manifest.json").exists():
+        return {"router_added_p50_ms": None, "router": "no router artifact in this checkout"}
+    upstream = stack.enter_context(_serving("upstream")).url
+    without = stack.enter_context(_serving("gateway", "--upstream", upstream)).url
+    routed = stack.enter_context(_serving("gateway", "--upstream", upstream, "--router")).url
+    rounds = max(20, options.rounds // 3)
+    async with _client() as http:
+        await asyncio.gather(*(_ready(http, url) for url in (without, routed)))
+        numbers = iter(range(10**6))
+
+        async def ask_new(url: str) -> float:
+            prompt = f"{PROMPT} This is question {next(numbers)}."
+            return await _asker(http, prompt)(url)
+
+        await _alternating(ask_new, (without, routed), 10)
+        plain_ms, routed_ms = await _alternating(ask_new, (without, routed), rounds)
+        await _alternating(_asker(http), (without, routed), 10)
+        cached = await _alternating(_asker(http), (without, routed), rounds)
+    return {
+        "router_added_p50_ms": round(_p(routed_ms, 50) - _p(plain_ms, 50), 3),
+        "router_added_p99_ms": round(_p(routed_ms, 99) - _p(plain_ms, 99), 3),
+        "router_cached_added_p50_ms": round(_p(cached[1], 50) - _p(cached[0], 50), 3),
+        "router_calls": rounds,
+    }
+
+
+def _asker(http: aiohttp.ClientSession, prompt: str = PROMPT) -> Call:
+    async def ask(url: str) -> float:
+        started = time.perf_counter()
+        async with http.post(url + PATH, data=_body("plain", prompt, stream=False)) as answer:
+            body = await answer.read()
+        took_ms = (time.perf_counter() - started) * 1000.0
+        if answer.status != 200 or b"a short answer" not in body:
+            raise RuntimeError(f"{url} answered {answer.status}: {body[:200]!r}")
+        return took_ms
+
+    return ask
+
+
+def _streamer(http: aiohttp.ClientSession) -> Call:
+    async def stream(url: str) -> float:
+        started = time.perf_counter()
+        async with http.post(url + PATH, data=_body("chunks", PROMPT, stream=True)) as answer:
+            data = await answer.content.readany()
+            first_ms = (time.perf_counter() - started) * 1000.0
+            data += await answer.read()
+        if answer.status != 200 or data.count(b'"content"') != CHUNKS or b"[DONE]" not in data:
+            raise RuntimeError(f"{url}: a broken stream: {data[-200:]!r}")
+        return first_ms
+
+    return stream
+
+
+def _body(expert: str, prompt: str, *, stream: bool) -> bytes:
+    body = {
+        "model": MODELS[expert],
+        "messages": [
+            {"role": "system", "content": "You are a helpful assistant."},
+            {"role": "user", "content": prompt},
+        ],
+        "max_tokens": 100,
+        "stream": stream,
+    }
+    if expert == "plain" and not stream:
+        body["temperature"] = 0
+    return json.dumps(body).encode()
+
+
+async def _alternating(
+    call: Call, urls: tuple[str, str], rounds: int
+) -> tuple[list[float], list[float]]:
+    """Sequential calls, first one path then the other, ``rounds`` times."""
+    first: list[float] = []
+    second: list[float] = []
+    for _ in range(rounds):
+        first.append(await call(urls[0]))
+        second.append(await call(urls[1]))
+    return first, second
+
+
+async def _rate(
+    call: Call, url: str, concurrency: int, seconds: float, pid: int | None = None
+) -> tuple[float, float | None]:
+    """Completed calls per second with ``concurrency`` callers, each starting anew at once.
+
+    Also the processor milliseconds that ``pid`` spent per call, which other load on the machine
+    disturbs much less than the rate.
+    """
+    end = time.perf_counter() + seconds
+    done = 0
+
+    async def caller() -> None:
+        nonlocal done
+        while time.perf_counter() < end:
+            await call(url)
+            done += 1
+
+    before_s, started = _cpu_s(pid), time.perf_counter()
+    await asyncio.gather(*(caller() for _ in range(concurrency)))
+    rate = round(done / (time.perf_counter() - started), 1)
+    return rate, None if pid is None else round((_cpu_s(pid) - before_s) * 1000.0 / done, 3)
+
+
+def _cpu_s(pid: int | None) -> float:
+    if pid is None:
+        return 0.0
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
+
+
+def _p(values: list[float], percent: int) -> float:
+    return round(statistics.quantiles(values, n=100, method="inclusive")[percent - 1], 3)
+
+
+def _print(result: dict[str, Any]) -> None:
+    for key, value in result.items():
+        print(f"{key:>28}  {value}", file=sys.stderr)
+
+
+# --- processes -----------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def _client() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4),
+        headers={"content-type": "application/json"},
+    ) as http:
+        yield http
+
+
+@contextlib.contextmanager
+def _serving(role: str, *arguments: str) -> Iterator[_Server]:
+    """A server process on a free port."""
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+        process = subprocess.Popen(
+            [sys.executable, __file__, "--serve", role, "--fd", str(listener.fileno()), *arguments],
+            pass_fds=[listener.fileno()],
+            cwd=ROOT,
+        )
+        try:
+            yield _Server(f"http://127.0.0.1:{listener.getsockname()[1]}", process.pid)
+        finally:
+            process.terminate()
+            process.wait(timeout=10)
+
+
+async def _ready(http: aiohttp.ClientSession, url: str, path: str = "/health/ready") -> None:
+    """The socket listens from the start, so the first answer is all there is to wait for."""
+    async with asyncio.timeout(READY_S), http.get(url + path) as answer:
+        answer.raise_for_status()
+
+
+def serve(options: argparse.Namespace) -> None:
+    """A child's whole life."""
+    import uvicorn
+
+    app = _upstream_app() if options.serve == "upstream" else _gateway_app(options)
+    config = uvicorn.Config(
+        app, loop="uvloop", http="httptools", access_log=False, log_level="warning"
+    )
+    uvicorn.Server(config).run(sockets=[socket.socket(fileno=options.fd)])
+
+
+def _upstream_app() -> Any:
+    from experts.scripted import Script
+    from experts.scripted_server import ScriptedServer
+
+    scripts = {name: Script.parse(text) for name, text in SCRIPTS.items()}
+    return ScriptedServer(scripts | {MODELS[name]: script for name, script in scripts.items()})
+
+
+class _OneHost:
+    """A directory that knows the upstream as the host of every expert."""
+
+    def __init__(self, url: str) -> None:
+        from deployments.host_record import HostRecord
+
+        now_ms = int(time.time() * 1000) + 3_600_000  # stays fresh without heartbeats
+        self._records = [HostRecord("host", url, tuple(SCRIPTS), "plain", heartbeat_ms=now_ms)]
+
+    def hosts_for(self, expert: str) -> list[Any]:
+        return self._records
+
+    def mark_suspect(self, host_id: str, until_ms: float) -> None:
+        raise RuntimeError("the upstream broke a connection")
+
+    def note_dispatched(self, host_id: str, expert: str) -> None:
+        return None
+
+
+def _gateway_app(options: argparse.Namespace) -> Any:
+    import uuid
+
+    from experts.catalogue import Catalogue
+    from experts.types import Capability, ExpertSpec, Price, SourceKind
+    from gateway.app import Readiness, create_app
+    from gateway.backends import BackendPool
+    from gateway.metrics import Metrics
+    from gateway.service import Clock, ServiceLimits, build_service
+    from gateway.telemetry import log_request
+    from policies.live import PolicyWatcher
+
+    specs = {
+        name: ExpertSpec(
+            id=name,
+            kind=SourceKind.WEIGHTS,
+            location="",
+            price=Price(1_000_000, 2_000_000),
+            context_tokens=8_192,
+            capabilities=frozenset({Capability.CHAT}),
+        )
+        for name in SCRIPTS
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for name in SCRIPTS:
+            Path(folder, f"{name}.yaml").write_text(POLICY.format(expert=name))
+        policies = PolicyWatcher(Path(folder), tuple(SCRIPTS), "plain").current
+    metrics = Metrics()
+    pool = BackendPool(
+        directory=_OneHost(options.upstream),
+        host_token=lambda: "token",
+        secret=lambda _: None,
+        wall_ms=lambda: int(time.time() * 1000),
+    )
+    service = build_service(
+        catalogue=Catalogue(specs),
+        policies=lambda: policies,
+        router=_router() if options.router else None,
+        experts=pool,
+        limits=ServiceLimits(),
+        clock=Clock(lambda: time.monotonic() * 1000, lambda: int(time.time() * 1000)),
+        new_id=lambda: uuid.uuid4().hex,
+        observers=(metrics.observe, log_request),
+    )
+
+    async def readiness() -> Readiness:
+        return Readiness()
+
+    return create_app(service, metrics=metrics, readiness=readiness)
+
+
+def _router() -> Any:
+    from routers.router import SemanticRouter
+
+    return SemanticRouter.load(ARTIFACT)
+
+
+if __name__ == "__main__":
+    arguments = _options()
+    if arguments.serve:
+        serve(arguments)
+    else:
+        sys.exit(asyncio.run(main()))

@@ -1,0 +1,141 @@
+"""Choosing a host: properties over any registry, and the orders that the design promises."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deployments.choose_host import (
+    OUTDATED_RECORD_MS,
+    added_latency_ms,
+    choose_host,
+    expected_wait_ms,
+)
+from deployments.host_record import HostRecord
+
+EXPERTS = ("a", "b", "c")
+NOW = 1_700_000_000_000
+expert_ids = st.sampled_from(EXPERTS)
+
+
+@st.composite
+def hosts(draw: st.DrawFn) -> HostRecord:
+    experts = tuple(draw(st.lists(expert_ids, unique=True)))
+    return HostRecord(
+        host_id=draw(st.text("hijk", min_size=1, max_size=3)),
+        url="http://h",
+        experts=experts,
+        resident=draw(st.none() | expert_ids),
+        queue_depths=draw(st.dictionaries(expert_ids, st.integers(0, 50))),
+        in_flight=draw(st.integers(0, 9)),
+        swap_ms=draw(st.dictionaries(expert_ids, st.floats(0.1, 9_000))),
+        out_of_service=draw(st.dictionaries(expert_ids, st.just("why"), max_size=1)),
+        slot_state=draw(st.sampled_from(["empty", "serving", "draining", "swapping"])),
+        heartbeat_ms=NOW - draw(st.integers(0, 2 * OUTDATED_RECORD_MS)),
+        queued_request_ms=draw(st.sampled_from([0.0, 5.0, 80.0])),
+    )
+
+
+registries = st.lists(hosts(), max_size=6, unique_by=lambda h: h.host_id)
+
+
+@given(registries, expert_ids)
+def test_choice_serves_the_expert_or_nobody_does(records: list[HostRecord], expert: str) -> None:
+    chosen = choose_host(records, expert, NOW)
+    if chosen is None:
+        assert not any(record.serves(expert) for record in records)
+    else:
+        assert chosen in records
+        assert expert in chosen.experts
+        assert expert not in chosen.out_of_service
+
+
+@given(registries, expert_ids, st.randoms())
+def test_choice_does_not_depend_on_order(
+    records: list[HostRecord], expert: str, random: object
+) -> None:
+    shuffled = list(records)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert choose_host(shuffled, expert, NOW) == choose_host(records, expert, NOW)
+
+
+@given(registries, expert_ids)
+def test_no_fresh_host_adds_less_latency_than_the_choice(
+    records: list[HostRecord], expert: str
+) -> None:
+    chosen = choose_host(records, expert, NOW)
+    fresh = [r for r in records if r.serves(expert) and NOW - r.heartbeat_ms <= OUTDATED_RECORD_MS]
+    if fresh:
+        assert chosen in fresh
+        least = min(added_latency_ms(r, expert) for r in fresh)
+        assert added_latency_ms(chosen, expert) == least
+
+
+@given(hosts(), expert_ids, expert_ids)
+def test_one_more_in_any_queue_never_shortens_the_wait(
+    record: HostRecord, expert: str, queue: str
+) -> None:
+    depths = {**record.queue_depths, queue: record.queue_depths.get(queue, 0) + 1}
+    longer = replace(record, queue_depths=depths)
+    assert expected_wait_ms(longer, expert) >= expected_wait_ms(record, expert)
+
+
+@given(hosts(), expert_ids)
+def test_being_resident_is_never_worse(record: HostRecord, expert: str) -> None:
+    there = replace(record, resident=expert, slot_state="serving")
+    assert added_latency_ms(there, expert) <= added_latency_ms(record, expert)
+
+
+def host(host_id: str, **fields: object) -> HostRecord:
+    base = HostRecord(host_id, "http://h", EXPERTS, swap_ms={"a": 400.0}, heartbeat_ms=NOW)
+    return replace(base, **fields)  # type: ignore[arg-type]
+
+
+def chosen_id(*records: HostRecord) -> str | None:
+    chosen = choose_host(records, "a", NOW)
+    return chosen.host_id if chosen else None
+
+
+def test_resident_before_queued_before_a_new_swap() -> None:
+    resident = host("r", resident="a", queue_depths={"a": 2})
+    queued = host("q", resident="b", queue_depths={"a": 2})
+    idle = host("i", resident="b")
+    assert chosen_id(idle, queued, resident) == "r"
+    assert chosen_id(idle, queued) == "q"
+    assert chosen_id(idle) == "i"
+
+
+def test_second_copy_is_worth_it_once_the_queue_is_longer_than_two_swaps() -> None:
+    idle = host("i", resident="b")
+    assert chosen_id(idle, host("r", resident="a", queue_depths={"a": 16})) == "r"
+    assert chosen_id(idle, host("r", resident="a", queue_depths={"a": 17})) == "i"
+
+
+def test_cheaper_measured_swap_is_preferred() -> None:
+    assert chosen_id(host("slow"), host("fast", swap_ms={"a": 90.0})) == "fast"
+
+
+def test_expert_never_swapped_is_taken_for_the_slowest_measured_on_its_host() -> None:
+    unmeasured = host("u", swap_ms={"b": 300.0, "c": 900.0})
+    assert expected_wait_ms(unmeasured, "a") == 900.0
+
+
+def test_draining_resident_must_swap_back() -> None:
+    assert expected_wait_ms(host("d", resident="a", slot_state="draining"), "a") == 400.0
+
+
+def test_equal_hosts_share_by_what_they_run() -> None:
+    assert chosen_id(host("x", in_flight=3), host("y", in_flight=2)) == "y"
+
+
+def test_host_not_heard_of_for_long_is_the_last_resort() -> None:
+    silent = host("s", resident="a", heartbeat_ms=NOW - OUTDATED_RECORD_MS - 1)
+    assert chosen_id(silent, host("i", resident="b")) == "i"
+    assert chosen_id(silent) == "s"
+
+
+def test_host_that_does_not_serve_it_has_no_wait_to_offer() -> None:
+    assert expected_wait_ms(host("o", out_of_service={"a": "canary"}), "a") == float("inf")
+    assert chosen_id(host("o", experts=("b",))) is None
