@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from bench import _report  # noqa: E402 - the project root has to be importable first
+from bench import _report
 
 PROMPTS = (
     "What is the capital of France?",
@@ -70,8 +70,12 @@ def _folders(wanted: str) -> dict[str, str]:
     from experts.catalogue import cache_dir
 
     root = cache_dir(os.environ) / "quickstart"
-    names = wanted.split(",") if wanted else sorted(
-        (p.parent.name for p in root.glob("*/config.json")), key=lambda n: (n != "general", n)
+    names = (
+        wanted.split(",")
+        if wanted
+        else sorted(
+            (p.parent.name for p in root.glob("*/config.json")), key=lambda n: (n != "general", n)
+        )
     )
     if len(names) < 2:
         sys.exit("at least two prepared experts are needed: run `make models`")

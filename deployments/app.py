@@ -2,8 +2,8 @@
 
 ``build`` is what a Serve config file names as ``import_path`` (see the YAML files beside this one)
 and what ``coe serve`` runs locally. Serve places one replica per host, restarts it when its health
-check fails, and rolls updates. Requests do not go through Serve: each replica opens its own port and
-registers it, and tokens stream from there to the gateway directly.
+check fails, and rolls updates. Requests do not go through Serve: each replica opens its own port
+and registers it, and tokens stream from there to the gateway directly.
 
 Secrets and the store's address come from the environment of the Ray processes (``COE_HOST_TOKEN``,
 ``COE_REDIS_URL``), never from the application's arguments, which Serve shows in its status.
@@ -32,8 +32,12 @@ MAX_ONGOING_REQUESTS = 16  # only control calls come through Serve
 class ExpertHostReplica:
     """The Serve side of one ``ExpertHost``: construct, watch, stop."""
 
-    async def __init__(
-        self, config: HostConfig, locations: dict[str, str], advertise_host: str | None, version: str
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self,
+        config: HostConfig,
+        locations: dict[str, str],
+        advertise_host: str | None,
+        version: str,
     ) -> None:
         from deployments.host import ExpertHost
         from deployments.registry import HostRegistry
@@ -112,7 +116,7 @@ def deployment_for(
     if config.engine.device == "auto":
         gpus = config.engine.tensor_parallel if _cluster_has_gpus() else 0
     return serve.deployment(
-        ExpertHostReplica,  # type: ignore[arg-type]
+        ExpertHostReplica,
         name=f"expert-host-{config.name}",
         num_replicas=1,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
@@ -143,8 +147,8 @@ class HostGroup:
 
 
 def build(args: dict[str, Any]) -> Any:
-    """Serve application builder. ``args``: ``config`` (path of coe.yaml), optional ``hosts`` (names),
-    optional ``advertise_host``.
+    """Serve application builder. ``args``: ``config`` (path of coe.yaml), optional ``hosts``
+    (names), optional ``advertise_host``.
     """
     from deployments.host_plan import load_hosts
 
@@ -154,7 +158,10 @@ def build(args: dict[str, Any]) -> Any:
     wanted = args.get("hosts")
     hosts = [
         deployment_for(
-            host, locations, advertise_host=args.get("advertise_host"), version=args.get("version", "")
+            host,
+            locations,
+            advertise_host=args.get("advertise_host"),
+            version=args.get("version", ""),
         )
         for host, locations in load_hosts(path)
         if wanted is None or host.name in wanted

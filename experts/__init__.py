@@ -1,1 +1,1 @@
-"""What an expert is: catalogue, domain types, errors, backends, the vLLM engine, the weight pool."""
+"""What an expert is: catalogue, types, errors, backends, the vLLM engine, the weight pool."""

@@ -1,8 +1,8 @@
 """Can two checkpoints share one running engine? Compared before any weight is touched.
 
 A swap exchanges weights only. Shapes, rotary tables, tokenizer and attention geometry stay those of
-the engine, so everything in ``config.json`` that reaches them has to agree. Chat templates and prices
-may differ: they belong to the expert.
+the engine, so everything in ``config.json`` that reaches them has to agree. Chat templates and
+prices may differ: they belong to the expert.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def resolve_model_folder(location: str) -> Path:
     if folder.is_dir():
         return folder
     if location.startswith(("/", ".", "~")):
-        raise ArtifactError(location, "no such model folder; run the setup again or fix source.path")
+        raise ArtifactError(location, "no such model folder; run the setup or fix source.path")
     from huggingface_hub import snapshot_download
 
     return Path(

@@ -384,8 +384,10 @@ class ConfigError(CoeError):
     def message(self) -> str:
         where = f"{self.file}:{self.line}" if self.line else self.file
         hint = f" Did you mean {self.nearest!r}?" if self.nearest else ""
-        return f"{where}: {self.key}: {self.reason}{hint}" if self.key else (
-            f"{where}: {self.reason}{hint}"
+        return (
+            f"{where}: {self.key}: {self.reason}{hint}"
+            if self.key
+            else (f"{where}: {self.reason}{hint}")
         )
 
 

@@ -56,7 +56,8 @@ class ExpertReply:
 
 
 class ExpertStream(Protocol):
-    """An open answer: iterate for the raw JSON payload of each ``data:`` event, ``[DONE]`` excluded.
+    """An open answer: iterate for the raw JSON payload of each ``data:`` event, ``[DONE]``
+    excluded.
 
     ``timings`` is complete before the first event is yielded.
     """

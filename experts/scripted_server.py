@@ -109,7 +109,8 @@ class ScriptedServer:
         if wait_ms > 0:
             await asyncio.sleep(wait_ms / 1000.0)
         if script.behaviour == "disconnect":
-            return  # no answer at all: the server closes the connection
+            await send(_start(200, b"application/json", script))
+            return  # the response stays incomplete: the server closes the connection
         reply = render_reply(script, endpoint, body, body["model"])
         await _send_json(send, 200, msgspec.json.encode(reply), script)
         self.stats.completed += 1

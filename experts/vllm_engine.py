@@ -94,7 +94,8 @@ def prepare_environment() -> None:
 
 
 def _pick_dtype(requested: str) -> str:
-    """bfloat16 where the CPU multiplies it natively, else float32; accelerators decide themselves."""
+    """bfloat16 where the CPU multiplies it natively, else float32; accelerators decide
+    themselves."""
     import torch
     from vllm.platforms import current_platform
 
@@ -152,7 +153,7 @@ class SwappableEngine:
 
         arguments = AsyncEngineArgs(
             model=model,
-            dtype=_pick_dtype(settings.dtype),  # type: ignore[arg-type]
+            dtype=_pick_dtype(settings.dtype),
             max_model_len=settings.max_model_len,
             kv_cache_memory_bytes=settings.kv_cache_bytes,
             max_num_seqs=settings.max_num_seqs,

@@ -1,14 +1,14 @@
 """What runs inside vLLM's worker processes: the weight pool of that worker's shard, and the swap.
 
 vLLM adds the methods of ``WeightPoolExtension`` to its worker class (engine argument
-``worker_extension_cls``); the engine adapter calls them through ``collective_rpc``, so tensors never
-cross a process boundary and each tensor-parallel rank pools and swaps its own shard.
+``worker_extension_cls``); the engine adapter calls them through ``collective_rpc``, so tensors
+never cross a process boundary and each tensor-parallel rank pools and swaps its own shard.
 
 Why linear layers keep plain weights on CPU: by default vLLM's CPU build packs every linear weight
-into an opaque oneDNN handle and empties the parameter. A packed handle cannot be overwritten, and the
-tied output head would go on using the pack of an earlier expert. Keeping the parameter as it is makes
-a CPU engine like a GPU engine (what is copied is what is read) and costs little: on a machine with
-AVX512-BF16, `bench/swap.py` reports generation speed beside the packed kernels.
+into an opaque oneDNN handle and empties the parameter. A packed handle cannot be overwritten, and
+the tied output head would go on using the pack of an earlier expert. Keeping the parameter as it is
+makes a CPU engine like a GPU engine (what is copied is what is read) and costs little: on a machine
+with AVX512-BF16, `bench/swap.py` reports generation speed beside the packed kernels.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ and nothing is ever copied back, because weights do not change while they serve.
 
 On CUDA the allocation is page-locked by registering it with the driver. (torch's own pinned
 allocator rounds every block up to a power of two, which for one block per expert can double the
-host memory.) Copies are then asynchronous, spread over a few streams. On a CPU machine the code path
-is the same without page-locking and streams.
+host memory.) Copies are then asynchronous, spread over a few streams. On a CPU machine the code
+path is the same without page-locking and streams.
 
 This module knows torch and nothing of vLLM; ``experts.vllm_worker`` finds the tensors.
 """
@@ -32,7 +32,7 @@ class PoolError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class TensorSlot:
-    """Where one tensor lives in an entry. ``shape`` in elements, ``offset_bytes`` from the start."""
+    """Where one tensor lives in an entry: ``offset_bytes`` from its start, ``size_bytes`` long."""
 
     name: str
     shape: tuple[int, ...]
@@ -110,7 +110,7 @@ class PooledWeights:
 
 
 class WeightPool:
-    """Entries by expert id, bounded by ``limit_bytes``. One owner: the worker that runs the engine."""
+    """Entries by expert id, bounded by ``limit_bytes``. Owned by the worker of the engine."""
 
     def __init__(self, layout: TensorLayout, *, limit_bytes: int, pin: bool) -> None:
         self.layout = layout
@@ -158,9 +158,7 @@ class WeightPool:
             entry.release()
 
 
-def _copy_on_host(
-    source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]
-) -> None:
+def _copy_on_host(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in target.items():
         tensor.copy_(source[name])
 

@@ -25,7 +25,7 @@ from experts.errors import CoeError
 
 app = typer.Typer(
     name="coe",
-    help="Composition-of-Experts gateway: one OpenAI-compatible endpoint in front of many expert LLMs.",
+    help="Composition-of-Experts gateway: one OpenAI-compatible endpoint, many expert LLMs.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -36,7 +36,8 @@ app.add_typer(config_app, name="config")
 app.add_typer(policy_app, name="policy")
 
 JsonOption = Annotated[
-    str | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - for stdout.")
+    str | None,
+    typer.Option("--json", metavar="FILE", help="Write the result as JSON; - for stdout."),
 ]
 ConfigOption = Annotated[
     Path | None,
@@ -105,7 +106,8 @@ def route(
 @app.command()
 def train(
     data: Annotated[
-        Path, typer.Option(help="Folder with queries.parquet, or a JSONL file of prompt and category.")
+        Path,
+        typer.Option(help="Folder with queries.parquet, or a JSONL file of prompt and category."),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write the router artifact to.")],
     seed: Annotated[int, typer.Option(help="Equal data and seed give an equal artifact.")] = 0,
@@ -129,7 +131,9 @@ def train(
 
 
 @app.command()
-def status(config: ConfigOption = None, url: UrlOption = None, json_file: JsonOption = None) -> None:
+def status(
+    config: ConfigOption = None, url: UrlOption = None, json_file: JsonOption = None
+) -> None:
     """Is it up? Gateway, state store, hosts, experts, and what is wrong with any of them."""
     base = url or _gateway_url(config)
     reply = _get(f"{base}/health/ready")
@@ -207,7 +211,7 @@ def policy_schema() -> None:
     print(json.dumps(policy_json_schema(), indent=2))
 
 
-# --- talking to a gateway ----------------------------------------------------------------------------
+# --- talking to a gateway -------------------------------------------------------------------------
 
 
 class CommandFailed(Exception):
@@ -261,7 +265,7 @@ async def _explain_offline(config: Path | None, body: dict[str, Any]) -> dict[st
     return await explain(load_config(config or default_config_path()), body)
 
 
-# --- output ------------------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------
 
 
 def _write_json(result: dict[str, Any], target: str | None) -> None:
@@ -276,7 +280,13 @@ def _write_json(result: dict[str, Any], target: str | None) -> None:
 
 @contextmanager
 def _progress_bar() -> Iterator[Any]:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description:>16}"),
@@ -328,7 +338,9 @@ def _show_training(result: dict[str, Any]) -> None:
     console.print(table)
     for name, value in result["metrics"].items():
         if not isinstance(value, dict):
-            console.print(f"{name:<28} {value:.4f}" if isinstance(value, float) else f"{name} {value}")
+            console.print(
+                f"{name:<28} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
+            )
     console.print(f"written to {result['artifact']}; use it with router.artifact in coe.yaml")
 
 

@@ -1,8 +1,8 @@
 """Leave no process behind: adopt orphans, and end every descendant at the end.
 
 A killed Ray replica can leave its engine's processes behind, and a killed supervisor its children.
-As a child subreaper this process inherits such orphans instead of init, so that they can be found and
-stopped; children started by us ask the kernel to be killed when we die.
+As a child subreaper this process inherits such orphans instead of init, so that they can be found
+and stopped; children started by us ask the kernel to be killed when we die.
 """
 
 from __future__ import annotations

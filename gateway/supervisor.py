@@ -140,7 +140,7 @@ def _start_and_watch(
             store.keep_alive()
 
 
-# --- look before starting ---------------------------------------------------------------------------
+# --- look before starting -------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -200,7 +200,8 @@ def _check_models(config: Config) -> None:
     for spec in missing:
         print(f"        expert {spec.id!r}: no model in {spec.location}", file=sys.stderr)
     local = [
-        s for s in config.catalogue.specs
+        s
+        for s in config.catalogue.specs
         if s.kind is SourceKind.WEIGHTS and Path(s.location).is_absolute()
     ]
     if missing and len(missing) == len(local):
@@ -210,7 +211,7 @@ def _check_models(config: Config) -> None:
         )
 
 
-# --- state store -----------------------------------------------------------------------------------
+# --- state store ----------------------------------------------------------------------------------
 
 
 class EmbeddedStore:
@@ -247,7 +248,7 @@ def _start_store(config: Config, stack: contextlib.ExitStack) -> EmbeddedStore |
     return store
 
 
-# --- Ray and the expert hosts ----------------------------------------------------------------------
+# --- Ray and the expert hosts ---------------------------------------------------------------------
 
 
 def _start_ray(stack: contextlib.ExitStack) -> None:
@@ -347,19 +348,19 @@ class HostNotes:
         """Notes that changed since the last call. An unreachable store only means no news."""
         import redis
 
-        from deployments.progress_notes import progress_key
+        from deployments.registry import progress_key
 
         fresh: list[str] = []
         for host in self._hosts:
             with contextlib.suppress(redis.RedisError):
-                text = self._client.get(progress_key(host))
+                text = str(self._client.get(progress_key(host)) or "")
                 if text and self._seen.get(host) != text:
                     self._seen[host] = text
                     fresh.append(f"{host}: {text}")
         return fresh
 
 
-# --- gateway workers -------------------------------------------------------------------------------
+# --- gateway workers ------------------------------------------------------------------------------
 
 
 class Workers:
@@ -386,7 +387,7 @@ class Workers:
             [sys.executable, "-m", "gateway.worker", str(descriptor)],
             pass_fds=[descriptor],
             start_new_session=True,
-            preexec_fn=die_with_parent,  # noqa: PLW1509 - nothing but prctl runs before exec
+            preexec_fn=die_with_parent,
         )
 
     def keep_alive(self) -> None:

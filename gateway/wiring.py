@@ -59,9 +59,7 @@ async def open_parts(config: Config, redis_url: str) -> AsyncIterator[Parts]:
         directory = HostDirectory(HostRegistry(store))
         stack.push_async_callback(directory.aclose)
         await directory.start()
-        policies = PolicyWatcher(
-            config.policies.dir, config.catalogue.ids, config.policies.default
-        )
+        policies = PolicyWatcher(config.policies.dir, config.catalogue.ids, config.policies.default)
         stack.push_async_callback(policies.aclose)
         await policies.start()
         router = SemanticRouter.load(
@@ -150,5 +148,3 @@ def _why_unserved(parts: Parts, expert: str) -> str:
         if expert in record.out_of_service:
             return f"out of service on {record.host_id}: {record.out_of_service[expert]}"
     return "no live host serves it"
-
-

@@ -26,7 +26,7 @@ __all__ = [
 Float32Array = NDArray[np.float32]
 
 DEFAULT_EMBEDDER: Final = "minilm-int8"
-MINILM_TOKENS_DEFAULT: Final = 64
+MINILM_TOKENS_DEFAULT: Final = 48
 MINILM_TOKENS_MAX: Final = 256  # what the model was trained with
 _MINILM_ROWS_MAX: Final = 16
 _ST_PREFIX: Final = "sentence-transformers:"

@@ -1,4 +1,4 @@
-"""Types of the router layer: what a classification says and what anything that classifies offers."""
+"""Types of the router layer: what a classification says, and what a router offers."""
 
 from __future__ import annotations
 

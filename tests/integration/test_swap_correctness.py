@@ -37,9 +37,8 @@ async def greedy(engine: SwappableEngine, prompt: str) -> list[int]:
     salt = uuid.uuid4().hex
     ids = engine.engine.get_tokenizer().encode(prompt)
     params = SamplingParams(temperature=0.0, max_tokens=TOKENS, ignore_eos=True)
-    last: Any = None
-    async for last in engine.engine.generate(tokens_input(ids, cache_salt=salt), params, salt):
-        pass
+    outputs = engine.engine.generate(tokens_input(ids, cache_salt=salt), params, salt)
+    *_, last = [output async for output in outputs]
     return list(last.outputs[0].token_ids)
 
 
@@ -125,9 +124,9 @@ async def serving_layer_answers_under_the_experts_name(engine: SwappableEngine) 
         reply = await engine.serve(expert, Endpoint.CHAT, body, request_id="same-id")
         assert isinstance(reply, dict)
         assert reply["model"] == expert
-        assert len(reply["choices"][0]["logprobs"]["content"]) == reply["usage"][
-            "completion_tokens"
-        ]
+        assert (
+            len(reply["choices"][0]["logprobs"]["content"]) == reply["usage"]["completion_tokens"]
+        )
 
 
 async def cached_prefixes_stay_with_their_expert(engine: SwappableEngine) -> None:

@@ -15,7 +15,7 @@ from routers.metrics import Metrics
 
 
 class NamedEmbedder:
-    def __init__(self, id: str = "minilm-int8:64", digest: str = "d1", dimensions: int = 3) -> None:
+    def __init__(self, id: str = "minilm-int8:48", digest: str = "d1", dimensions: int = 3) -> None:
         self.id, self.digest, self.dimensions = id, digest, dimensions
 
     def embed(self, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -22,7 +22,7 @@ WORDS = ("sql", "json", "hello")
 class WordEmbedder:
     """One axis per known word; a text with none of them lies between all axes."""
 
-    id = "minilm-int8:64"
+    id = "minilm-int8:48"
     digest = "words"
     dimensions = 3
 

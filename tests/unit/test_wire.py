@@ -138,8 +138,10 @@ JSON = st.recursive(
     max_leaves=8,
 )
 KNOWN = st.sampled_from(
-    ["model", "messages", "prompt", "stream", "stream_options", "n", "best_of", "max_tokens"]
-    + ["logprobs", "top_logprobs", "tools", "stop", "temperature", "response_format", "coe"]
+    (
+        *("model", "messages", "prompt", "stream", "stream_options", "n", "best_of", "max_tokens"),
+        *("logprobs", "top_logprobs", "tools", "stop", "temperature", "response_format", "coe"),
+    )
 )
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any
 
 from .sql_schema import Column, Table, draw_tables, draw_threshold, populate
-from .task import Example, Split, Task, user_turn
+from .task import Example, Split, Task, read_phrases, user_turn
 
 DATABASES = 3
 MAX_RESULT_ROWS = 2_000
@@ -30,6 +30,13 @@ FRAMES: dict[Split, tuple[str, ...]] = {
         "You have the tables\n{schema}\n\nQuestion: {question}\nSQL:",
         "Turn the question into a SQL query.\nTables:\n{schema}\nQuestion: {question}",
         "Schema: {schema}\nWrite SQL to answer: {question}",
+        "{question}\n{schema}",
+        "{question}\n\nTables:\n{schema}",
+        "Database:\n{schema}\n\n{question} Give only the SQL.",
+        "I have these SQL tables:\n{schema}\nPlease write a query. {question}",
+        "{question} Use SQL. The schema is:\n{schema}",
+        "What SQL query answers this? {question}\n\n{schema}",
+        "SQL question: {question}\nSchema:\n{schema}\nReturn just the query.",
     ),
     "heldout": (
         "I need the SQL for this: {question}\nMy database looks like this:\n{schema}",
@@ -44,15 +51,53 @@ _TEXT_IS: dict[Split, tuple[str, ...]] = {
         "with {c} {v}",
         "where the {c} is '{v}'",
         "that have the {c} {v}",
+        "whose {c} is '{v}'",
+        "of {c} {v}",
+        "having {c} = {v}",
+        "with '{v}' for {c}",
+        'that have "{v}" in {c}',
+        "where {c} is {v}",
     ),
     "heldout": ("whose {c} equals {v}", 'with "{v}" as their {c}'),
 }
 _COMPARE: dict[Split, dict[str, tuple[str, ...]]] = {
     "train": {
-        ">": ("with {c} over {n}", "whose {c} is greater than {n}", "with a {c} above {n}"),
-        "<": ("with {c} under {n}", "whose {c} is less than {n}", "with a {c} below {n}"),
-        ">=": ("with {c} of at least {n}", "whose {c} is {n} or more"),
-        "<=": ("with {c} of at most {n}", "whose {c} is {n} or less"),
+        ">": (
+            "with {c} over {n}",
+            "whose {c} is greater than {n}",
+            "with a {c} above {n}",
+            "where {c} is more than {n}",
+            "with {c} higher than {n}",
+            "whose {c} is over {n}",
+            "having {c} > {n}",
+            "with more {c} than {n}",
+        ),
+        "<": (
+            "with {c} under {n}",
+            "whose {c} is less than {n}",
+            "with a {c} below {n}",
+            "where {c} is smaller than {n}",
+            "with {c} less than {n}",
+            "whose {c} is under {n}",
+            "having {c} < {n}",
+            "with less {c} than {n}",
+        ),
+        ">=": (
+            "with {c} of at least {n}",
+            "whose {c} is {n} or more",
+            "whose {c} is at least {n}",
+            "with {c} no less than {n}",
+            "with {c} from {n} upwards",
+            "having {c} >= {n}",
+        ),
+        "<=": (
+            "with {c} of at most {n}",
+            "whose {c} is {n} or less",
+            "whose {c} is at most {n}",
+            "with {c} no more than {n}",
+            "with {c} up to {n}",
+            "having {c} <= {n}",
+        ),
     },
     "heldout": {
         ">": ("whose {c} exceeds {n}",),
@@ -61,16 +106,21 @@ _COMPARE: dict[Split, dict[str, tuple[str, ...]]] = {
         "<=": ("with a maximum {c} of {n}",),
     },
 }
-_BETWEEN: dict[Split, str] = {
-    "train": "with {c} between {n} and {m}",
-    "heldout": "whose {c} lies between {n} and {m}",
+_BETWEEN: dict[Split, tuple[str, ...]] = {
+    "train": (
+        "with {c} between {n} and {m}",
+        "whose {c} is between {n} and {m}",
+        "with {c} from {n} to {m}",
+        "having a {c} in the range {n} to {m}",
+    ),
+    "heldout": ("whose {c} lies between {n} and {m}",),
 }
 _AGGREGATES: dict[Split, dict[str, tuple[str, ...]]] = {
     "train": {
-        "AVG": ("average {c}", "mean {c}"),
-        "SUM": ("total {c}", "sum of the {c}"),
-        "MAX": ("highest {c}", "maximum {c}"),
-        "MIN": ("lowest {c}", "minimum {c}"),
+        "AVG": ("average {c}", "mean {c}", "average of the {c}", "mean value of {c}"),
+        "SUM": ("total {c}", "sum of the {c}", "summed {c}", "overall {c}", "{c} added up"),
+        "MAX": ("highest {c}", "maximum {c}", "greatest {c}", "biggest {c}", "top {c}"),
+        "MIN": ("lowest {c}", "minimum {c}", "least {c}", "bottom {c}"),
     },
     "heldout": {
         "AVG": ("{c} on average",),
@@ -79,6 +129,9 @@ _AGGREGATES: dict[Split, dict[str, tuple[str, ...]]] = {
         "MIN": ("smallest {c}",),
     },
 }
+
+
+PHRASES = read_phrases("sql_phrases")
 
 
 @dataclass(frozen=True)
@@ -103,8 +156,8 @@ class _Draw:
     def parent(self) -> Table:
         return self.tables[1]
 
-    def say(self, train: Sequence[str], heldout: Sequence[str]) -> str:
-        return self.rng.choice(train if self.split == "train" else heldout)
+    def say(self, key: str) -> str:
+        return self.rng.choice(PHRASES[self.split][key])
 
     def text(self, table: Table) -> Column:
         return self.rng.choice(table.of_kind("text"))
@@ -136,7 +189,7 @@ def _condition(
     low = draw_threshold(draw.rng, column, draw.split)
     if draw.rng.random() < 0.15:
         low, high = sorted((low, draw_threshold(draw.rng, column, draw.split)))
-        phrase = _BETWEEN[draw.split].format(c=said, n=low, m=high)
+        phrase = draw.rng.choice(_BETWEEN[draw.split]).format(c=said, n=low, m=high)
         return phrase, f"{name} BETWEEN {low} AND {high}", column.name
     operator = draw.rng.choice((">", "<", ">=", "<="))
     phrase = draw.rng.choice(_COMPARE[draw.split][operator]).format(c=said, n=low)
@@ -176,16 +229,7 @@ def _select(draw: _Draw) -> _Query:
     said, where = _conditions(draw, table)
     listed = " and ".join(_words(c.name) for c in picked)
     frame = draw.say(
-        (
-            "List the {cols} of {t}{w}.",
-            "Show the {cols} of all {t}{w}.",
-            "What are the {cols} of {t}{w}?",
-            "Get {cols} for {t}{w}.",
-        ),
-        (
-            "Give me the {cols} for every one of the {t}{w}.",
-            "I want to see the {cols} of the {t}{w}.",
-        ),
+        "select",
     )
     return _Query(
         frame.format(cols=listed, t=_words(table.name), w=said),
@@ -196,12 +240,7 @@ def _select(draw: _Draw) -> _Query:
 def _count(draw: _Draw) -> _Query:
     said, where = _conditions(draw, draw.main)
     frame = draw.say(
-        (
-            "How many {t}{w} are there?",
-            "Count the {t}{w}.",
-            "Find the number of {t}{w}.",
-        ),
-        ("What is the count of {t}{w}?", "Tell me how many {t}{w} we have."),
+        "count",
     )
     return _Query(
         frame.format(t=_words(draw.main.name), w=said),
@@ -214,12 +253,7 @@ def _aggregate_one(draw: _Draw) -> _Query:
     said, function = _aggregate(draw, column)
     phrase, where = _conditions(draw, draw.main)
     frame = draw.say(
-        (
-            "What is the {a} of {t}{w}?",
-            "Find the {a} of the {t}{w}.",
-            "Compute the {a} for {t}{w}.",
-        ),
-        ("Tell me the {a} across {t}{w}.", "I would like the {a} of the {t}{w}."),
+        "aggregate_one",
     )
     return _Query(
         frame.format(a=said, t=_words(draw.main.name), w=phrase),
@@ -231,14 +265,9 @@ def _top(draw: _Draw) -> _Query:
     table, column, shown = draw.main, draw.number(draw.main), draw.text(draw.main)
     count, down = draw.rng.randint(2, 9), draw.rng.random() < 0.6
     frame = draw.say(
-        (
-            "Show the {s} of the {k} {t} with the {x} {c}.",
-            "Which {k} {t} have the {x} {c}? Give the {s}.",
-            "List the {s} of the {k} {t} that have the {x} {c}.",
-        ),
-        ("Rank the {t} by {c} and give the {s} of the {k} {x} ones.",),
+        "top",
     )
-    extreme = draw.say(("highest",), ("largest",)) if down else draw.say(("lowest",), ("smallest",))
+    extreme = draw.say("highest") if down else draw.say("lowest")
     return _Query(
         frame.format(
             s=_words(shown.name), k=count, t=_words(table.name), x=extreme, c=_words(column.name)
@@ -254,17 +283,9 @@ def _group(draw: _Draw) -> _Query:
         said, function = _aggregate(draw, column := draw.number(table))
         measured = f"{function}({column.name})"
     else:
-        said, measured = draw.say(("number",), ("count",)), "COUNT(*)"
+        said, measured = draw.say("count_of_group"), "COUNT(*)"
     frame = draw.say(
-        (
-            "What is the {a} of {t} for each {b}?",
-            "For each {b}, find the {a} of {t}.",
-            "Show the {b} and the {a} of {t} per {b}.",
-        ),
-        (
-            "Group the {t} by {b} and show the {a} of every group.",
-            "Break the {a} of {t} down by {b}.",
-        ),
+        "group",
     )
     return _Query(
         frame.format(a=said, t=_words(table.name), b=_words(by.name)),
@@ -275,8 +296,7 @@ def _group(draw: _Draw) -> _Query:
 def _having(draw: _Draw) -> _Query:
     table, by, least = draw.main, draw.text(draw.main), draw.rng.randint(1, 6)
     frame = draw.say(
-        ("Which {b} values have more than {n} {t}?", "Find each {b} with more than {n} {t}."),
-        ("Name every {b} that is shared by more than {n} {t}.",),
+        "having",
     )
     return _Query(
         frame.format(b=_words(by.name), n=least, t=_words(table.name)),
@@ -288,8 +308,7 @@ def _distinct(draw: _Draw) -> _Query:
     column = draw.text(draw.main)
     said, where = _conditions(draw, draw.main)
     frame = draw.say(
-        ("List the different {c} values of {t}{w}.", "What are the distinct {c} values of {t}{w}?"),
-        ("Show every unique {c} among the {t}{w}.",),
+        "distinct",
     )
     return _Query(
         frame.format(c=_words(column.name), t=_words(draw.main.name), w=said),
@@ -301,11 +320,7 @@ def _beyond_average(draw: _Draw) -> _Query:
     table, column, shown = draw.main, draw.number(draw.main), draw.text(draw.main)
     above = draw.rng.random() < 0.6
     frame = draw.say(
-        (
-            "List the {s} of {t} whose {c} is {x} the average.",
-            "Which {t} have a {c} {x} average? Show the {s}.",
-        ),
-        ("Give the {s} of all {t} with a {c} {x} the mean of all {t}.",),
+        "beyond_average",
     )
     return _Query(
         frame.format(
@@ -332,19 +347,13 @@ def _join_filter(draw: _Draw) -> _Query:
     if draw.rng.random() < 0.4:
         picked, listed = "COUNT(*)", ""
         frame = draw.say(
-            ("How many {t} belong to {p} {w}?", "Count the {t} of {p} {w}."),
-            ("What is the count of {t} that go with {p} {w}?",),
+            "join_count",
         )
     else:
         column = draw.rng.choice(child.data_columns)
         picked, listed = f"{child.name}.{column.name}", _words(column.name)
         frame = draw.say(
-            (
-                "List the {c} of {t} that belong to {p} {w}.",
-                "Show the {c} of {t} of {p} {w}.",
-                "What is the {c} of the {t} for {p} {w}?",
-            ),
-            ("I want the {c} of every one of the {t} that go with {p} {w}.",),
+            "join_filter",
         )
     return _Query(
         frame.format(c=listed, t=_words(child.name), p=_words(parent.name), w=phrase),
@@ -356,11 +365,7 @@ def _join_columns(draw: _Draw) -> _Query:
     child, parent = draw.main, draw.parent
     mine, theirs = draw.rng.choice(child.data_columns), draw.text(parent)
     frame = draw.say(
-        (
-            "Show the {c} of the {t} together with the {d} of their {p}.",
-            "List each of the {t} by {c}, with the {d} of its {p}.",
-        ),
-        ("For all {t}, give the {c} next to the {d} of the {p} they go with.",),
+        "join_columns",
     )
     return _Query(
         frame.format(
@@ -379,13 +384,9 @@ def _join_group(draw: _Draw) -> _Query:
         said, function = _aggregate(draw, column := draw.number(child))
         measured = f"{function}({child.name}.{column.name})"
     else:
-        said, measured = draw.say(("number",), ("count",)), "COUNT(*)"
+        said, measured = draw.say("count_of_group"), "COUNT(*)"
     frame = draw.say(
-        (
-            "What is the {a} of {t} for each {p} {b}?",
-            "For each {p} {b}, find the {a} of {t}.",
-        ),
-        ("Break the {a} of {t} down by the {b} of the {p}.",),
+        "join_group",
     )
     return _Query(
         frame.format(a=said, t=_words(child.name), p=_words(parent.singular), b=_words(by.name)),
@@ -397,12 +398,7 @@ def _join_group(draw: _Draw) -> _Query:
 def _childless(draw: _Draw) -> _Query:
     child, parent, shown = draw.main, draw.parent, draw.text(draw.parent)
     frame = draw.say(
-        (
-            "List the {s} of {p} without any {t}.",
-            "Which {p} have no {t}? Show the {s}.",
-            "Find the {s} of {p} that have no {t}.",
-        ),
-        ("Give the {s} of all {p} for which there are no {t} at all.",),
+        "childless",
     )
     return _Query(
         frame.format(s=_words(shown.name), p=_words(parent.name), t=_words(child.name)),
@@ -429,6 +425,18 @@ _JOINED: tuple[tuple[Callable[[_Draw], _Query], int], ...] = (
 )
 
 
+_NOTATIONS = {
+    "create": "CREATE TABLE {t} ({cols});",
+    "call": "{t}({cols})",
+    "spaced": "{t} ({cols})",
+    "typed": "{t}({cols})",
+    "list": "Table {t} has columns {cols}.",
+    "bracket": "{t} [{cols}]",
+    "table": "table {t}: {cols}",
+    "star": "* {t} with {cols}",
+}
+
+
 def _types(column: Column) -> str:
     return "TEXT" if column.kind == "text" else "INTEGER"
 
@@ -437,19 +445,14 @@ def _render(draw: _Draw) -> str:
     """The schema as people paste it; the held-out split has a notation of its own."""
     tables = list(draw.tables)
     draw.rng.shuffle(tables)
-    style = draw.rng.choice(("create", "call", "list")) if draw.split == "train" else "colon"
+    style = draw.rng.choice(tuple(_NOTATIONS)) if draw.split == "train" else ""
+    notation = _NOTATIONS.get(style, "- {t}: {cols}")
     lines = []
     for table in tables:
         names = [c.name for c in table.columns]
-        if style == "create":
-            inner = ", ".join(f"{c.name} {_types(c)}" for c in table.columns)
-            lines.append(f"CREATE TABLE {table.name} ({inner});")
-        elif style == "call":
-            lines.append(f"{table.name}({', '.join(names)})")
-        elif style == "list":
-            lines.append(f"Table {table.name} has columns {', '.join(names)}.")
-        else:
-            lines.append(f"- {table.name}: {', '.join(names)}")
+        typed = [f"{c.name} {_types(c)}" for c in table.columns]
+        said = ", ".join(typed if style in ("create", "typed") else names)
+        lines.append(notation.format(t=table.name, cols=said))
     return "\n".join(lines)
 
 

@@ -1,15 +1,21 @@
-"""Schemas for the SQL task: table families, drawn subsets of them, and rows to run queries on."""
+"""Schemas for the SQL task: table families, drawn subsets of them, and rows to run queries on.
+
+Training also invents tables from unrelated nouns and columns: a model that has only seen thirty
+plausible tables learns those by heart, and spells an unseen column the way it expects it.
+"""
 
 from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass
+from functools import cache
 from random import Random
 from typing import Any, Literal
 
 from .task import DATA, Split
 
 ROWS_PER_TABLE = 24
+INVENTED_SHARE = 0.65
 HELDOUT_RESIDUE = 1
 """Thresholds n with n % 4 == 1 are held out; training sees the other three quarters."""
 
@@ -96,6 +102,34 @@ def families(split: Split) -> dict[str, Table]:
     return found
 
 
+@cache
+def _invented() -> tuple[tuple[tuple[str, str], ...], tuple[Column, ...]]:
+    """(singular, plural) nouns and loose columns, from which training schemas are invented."""
+    nouns, specs = (
+        (DATA / f"sql_{kind}_train.txt").read_text(encoding="utf-8").splitlines()
+        for kind in ("nouns", "columns")
+    )
+    pairs = tuple((one, many) for one, many in (line.split() for line in nouns))
+    return pairs, tuple(_column(spec, "train") for spec in specs)
+
+
+def _invented_tables(rng: Random, joined: bool) -> tuple[Table, ...]:
+    """Tables whose columns have nothing to do with their names, so that only reading helps."""
+    nouns, columns = _invented()
+    tables = [
+        Table(many, one, tuple(rng.sample(columns, rng.randint(4, 5))))
+        for one, many in rng.sample(nouns, 2 if joined else rng.choice((1, 1, 2)))
+    ]
+    for k, table in enumerate(tables):
+        texts = [c for c in columns if c.kind == "text" and c not in table.columns]
+        numbers = [c for c in columns if c.kind == "number" and c not in table.columns]
+        kept = [rng.choice(texts), rng.choice(numbers), *table.columns[:3]]
+        rng.shuffle(kept)
+        tables[k] = Table(table.name, table.singular, tuple(kept))
+    first = _with_keys(rng, tables[0], tables[1] if joined else None)
+    return (first, *(_with_keys(rng, t, None) for t in tables[1:]))
+
+
 def _with_keys(rng: Random, table: Table, parent: Table | None) -> Table:
     """A random subset of the columns (a text and a number at least), behind the keys."""
     columns = list(table.columns)
@@ -112,6 +146,8 @@ def _with_keys(rng: Random, table: Table, parent: Table | None) -> Table:
 
 def draw_tables(rng: Random, split: Split, *, joined: bool) -> tuple[Table, ...]:
     """The table asked about, then its parent when ``joined``, then up to two distractors."""
+    if split == "train" and rng.random() < INVENTED_SHARE:
+        return _invented_tables(rng, joined)
     known = families(split)
     asked = rng.choice([t for t in known.values() if t.parent or not joined])
     tables: list[Table] = []

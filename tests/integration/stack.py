@@ -1,0 +1,112 @@
+"""Starts the whole thing as a user does: ``coe serve`` in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import yaml
+
+from experts.catalogue import cache_dir
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICKSTART = ROOT / "examples" / "quickstart" / "coe.yaml"
+READY_S = 240.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def write_config(folder: Path, **sections: object) -> Path:
+    """The quickstart's configuration with some sections replaced, on ports of its own.
+
+    A path of its own also marks every process of this run: it is in their environment.
+    """
+    config = yaml.safe_load(QUICKSTART.read_text())
+    config["gateway"] = {"port": free_port(), "admin_port": free_port()}
+    config.update(sections)
+    path = folder / "coe.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return path
+
+
+@dataclass
+class Stack:
+    """A running ``coe serve``."""
+
+    process: subprocess.Popen[str]
+    config: Path
+    log: Path
+    url: str
+
+    def processes(self) -> list[psutil.Process]:
+        """All live processes of this run, wherever they hang in the tree."""
+        return [p for p in psutil.process_iter() if _belongs(p, self.config)]
+
+    def replica(self) -> psutil.Process:
+        """The Ray Serve replica that holds the engine."""
+        (found,) = (p for p in self.processes() if "ServeReplica" in " ".join(p.cmdline()))
+        return found
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(timeout=60)
+
+    def text(self) -> str:
+        return self.log.read_text()
+
+
+def _belongs(process: psutil.Process, config: Path) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and (
+            process.environ().get("COE_CONFIG") == str(config) or str(config) in process.cmdline()
+        )
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
+
+
+def launch(config: Path, folder: Path, extra_env: Mapping[str, str] | None = None) -> Stack:
+    log = folder / "serve.log"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **(extra_env or {})}
+    environment.pop("COE_CONFIG", None)
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gateway.cli", "serve", "--config", str(config)],
+            cwd=ROOT,
+            env=environment,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    return Stack(process, config, log, "")
+
+
+def wait_ready(stack: Stack) -> Stack:
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        found = re.search(r"^READY\s+(\S+)", stack.text(), re.MULTILINE)
+        if found:
+            stack.url = found.group(1)
+            return stack
+        if stack.process.poll() is not None:
+            raise AssertionError(f"coe serve ended:\n{stack.text()}")
+        time.sleep(0.25)
+    stack.stop(signal.SIGKILL)
+    raise AssertionError(f"not ready after {READY_S:.0f} s:\n{stack.text()}")
+
+
+def quickstart_is_prepared() -> bool:
+    root = cache_dir(os.environ) / "quickstart"
+    return all((root / name / "config.json").is_file() for name in ("general", "sql"))

@@ -1,0 +1,182 @@
+"""The main job: one command, real models, the official client, nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+
+from tests.integration.stack import Stack, launch, quickstart_is_prepared, wait_ready, write_config
+
+pytestmark = [pytest.mark.engine, pytest.mark.ray]
+
+PROMPTS = {
+    "general": "Who wrote the play Hamlet?",
+    "sql": "Table users(id, name, age). Write a SQL query for the names of users older than 30.",
+    "json": "Extract name and age from this text as JSON: Bob is 42 years old.",
+    "math": "A crate holds 12 bottles. How many bottles are in 7 crates?",
+}
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    assert quickstart_is_prepared(), "run `make models` first"
+    folder = tmp_path_factory.mktemp("stack")
+    running = launch(write_config(folder), folder)
+    try:
+        yield wait_ready(running)
+    finally:
+        if running.process.poll() is None:
+            running.stop(signal.SIGKILL)
+
+
+@pytest.fixture
+def client(stack: Stack) -> openai.OpenAI:
+    return openai.OpenAI(
+        base_url=stack.url, api_key="unused", max_retries=0, _strict_response_validation=True
+    )
+
+
+def ask(text: str, **more: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": text}]
+    return {"messages": messages, "max_tokens": 16, "temperature": 0, **more}
+
+
+@pytest.mark.parametrize("expert", PROMPTS)
+def test_each_kind_of_prompt_reaches_its_expert(client: openai.OpenAI, expert: str) -> None:
+    raw = client.chat.completions.with_raw_response.create(model="auto", **ask(PROMPTS[expert]))
+    answer = raw.parse()
+    assert answer.model == expert
+    assert answer.choices[0].message.content
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens > 0
+    assert raw.headers["x-coe-expert"] == expert
+    assert raw.headers["x-coe-category"] == expert
+    assert raw.headers["x-coe-policy"] == "auto"
+    assert raw.headers["x-coe-stages"] == "1"
+    assert raw.headers["x-request-id"]
+    assert raw.headers["x-coe-decision-id"]
+    assert float(raw.headers["x-coe-cost-usd"]) > 0
+    assert float(raw.headers["x-coe-swap-ms"]) >= 0
+
+
+@pytest.mark.parametrize("expert", PROMPTS)
+def test_every_chunk_of_a_stream_names_the_expert(client: openai.OpenAI, expert: str) -> None:
+    chunks = list(
+        client.chat.completions.create(
+            model="auto",
+            stream=True,
+            stream_options={"include_usage": True},
+            **ask(PROMPTS[expert]),
+        )
+    )
+    assert {chunk.model for chunk in chunks} == {expert}
+    assert chunks[-1].usage is not None
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    whole = client.chat.completions.create(model=expert, **ask(PROMPTS[expert]))
+    assert text == whole.choices[0].message.content
+
+
+def test_completions_answer_too(client: openai.OpenAI) -> None:
+    answer = client.completions.create(
+        model="general", prompt="The capital of France is", max_tokens=4, temperature=0
+    )
+    assert answer.model == "general"
+    assert "Paris" in answer.choices[0].text
+
+
+def test_the_cascade_escalates_and_says_so(client: openai.OpenAI) -> None:
+    """Every answer of the cascade is one expert's, and stages beyond the first are reported."""
+    raw = client.chat.completions.with_raw_response.create(
+        model="coe/cascade", **ask(PROMPTS["math"])
+    )
+    stages = int(raw.headers["x-coe-stages"])
+    assert stages in (1, 2)
+    assert raw.headers["x-coe-expert"] == ("math" if stages == 2 else "general")
+
+
+async def test_mixed_load_swaps_and_loses_nothing(stack: Stack) -> None:
+    client = openai.AsyncOpenAI(base_url=stack.url, api_key="x", max_retries=0)
+    order = [*PROMPTS, *reversed(PROMPTS), *PROMPTS, *reversed(PROMPTS)]
+
+    async def one(expert: str) -> tuple[str, str | None]:
+        answer = await client.chat.completions.create(model="auto", **ask(PROMPTS[expert]))
+        return answer.model, answer.choices[0].message.content
+
+    answers = await asyncio.gather(*(one(expert) for expert in order))
+    assert [model for model, _ in answers] == order
+    texts: dict[str, set[str | None]] = {}
+    for model, text in answers:
+        texts.setdefault(model, set()).add(text)
+    # Greedy answers of one expert agree up to batching, and no expert speaks with another's voice.
+    assert not set.intersection(*texts.values())
+
+
+async def test_a_client_that_leaves_stops_the_generation(stack: Stack) -> None:
+    base = stack.url.removesuffix("/v1")
+    body = {"model": "general", "stream": True, **ask("Tell me a long story.", max_tokens=1500)}
+    async with (
+        httpx.AsyncClient(timeout=60) as http,
+        http.stream("POST", f"{stack.url}/chat/completions", json=body) as reply,
+    ):
+        async for line in reply.aiter_lines():
+            if '"content":"' in line:
+                break
+    # A swap must wait for what runs: another expert answering soon proves that nothing does.
+    async with asyncio.timeout(10), httpx.AsyncClient(timeout=60) as http:
+        reply = await http.post(
+            f"{base}/v1/chat/completions", json={"model": "sql", **ask("x", max_tokens=1)}
+        )
+    assert reply.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        (b"{not json", 400, None),
+        (b'{"model": "auto", "messages": []}', 400, "messages"),
+        (b'{"model": "auto", "messages": "hello"}', 400, "messages"),
+        (b'{"model": "nobody", "messages": [{"role": "user", "content": "x"}]}', 404, "model"),
+        (
+            b'{"model": "auto", "messages": [{"role": "user", "content": "'
+            + b"word " * 5000
+            + b'"}]}',
+            400,
+            "messages",
+        ),
+    ],
+)
+def test_bad_requests_name_the_field(
+    stack: Stack, body: bytes, status: int, param: str | None
+) -> None:
+    reply = httpx.post(
+        f"{stack.url}/chat/completions",
+        content=body,
+        headers={"content-type": "application/json"},
+    )
+    assert reply.status_code == status
+    assert reply.json()["error"]["param"] == param
+
+
+def test_array_shaped_content_is_routed_by_its_words(client: openai.OpenAI) -> None:
+    parts = [{"type": "text", "text": PROMPTS["sql"]}]
+    answer = client.chat.completions.create(
+        model="auto",
+        messages=[{"role": "user", "content": parts}],  # type: ignore[typeddict-item]
+        max_tokens=4,
+    )
+    assert answer.model == "sql"
+
+
+def test_sigterm_ends_every_process(stack: Stack) -> None:
+    """Last in the file: it stops the stack."""
+    assert len(stack.processes()) > 5
+    assert stack.stop(signal.SIGTERM) == 0
+    _, alive = psutil.wait_procs(stack.processes(), timeout=5)
+    assert not alive, [p.cmdline() for p in alive]
