@@ -1,9 +1,9 @@
 """Measure what a routing decision costs: python bench/router.py [--json FILE|-]
 
 Latency, processor time (it tells a slow machine from a busy one) and throughput of
-``SemanticRouter.classify`` with the shipped artifact, and of the embedding alone on both runtimes,
-on one compute thread. Runtimes take turns prompt by prompt, so that a busy machine slows all of
-them alike.
+``SemanticRouter.classify`` with the shipped artifact, and latency of the embedding alone on both
+runtimes, on one compute thread. The runtimes take turns prompt by prompt, so that other work on
+the machine slows all of them alike.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata, resources
 from importlib.util import find_spec
@@ -29,8 +30,10 @@ from threadpoolctl import threadpool_limits
 
 from experts.errors import ArtifactError
 from routers.embedder import DEFAULT_EMBEDDER, Embedder, load_embedder
+from routers.metrics import measured
 from routers.router import SemanticRouter
 from routers.text import routing_text
+from routers.types import GENERAL
 
 DATA: Final = Path(str(resources.files("routers"))) / "data" / "quickstart"
 LENGTHS_WORDS: Final = (20, 200, 2_000)
@@ -61,7 +64,8 @@ def main() -> None:
 
 
 def measure(rng: random.Random) -> dict[str, Any]:
-    heldout = [json.loads(row)["prompt"] for row in (DATA / "heldout.jsonl").open()]
+    rows = [json.loads(row) for row in (DATA / "heldout.jsonl").read_text().splitlines()]
+    heldout = [row["prompt"] for row in rows]
     words = " ".join(heldout).split()
     prompts = {n: made_up(rng, words, n, LATENCY_SAMPLES) for n in LENGTHS_WORDS}
     crowd = made_up(rng, words, 200, CONCURRENT)
@@ -73,6 +77,7 @@ def measure(rng: random.Random) -> dict[str, Any]:
         "fp32_over_default": ratio(embed_ms, FP32, INT8),
         "fp32_over_same_tokens": ratio(embed_ms, FP32, INT8_WIDE),
         "cosine_int8_to_fp32": agreement(runtimes[INT8_WIDE], runtimes[FP32], heldout),
+        "heldout": asyncio.run(heldout_metrics(rows)),
         "threads": 1,
         "machine": machine(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -141,6 +146,22 @@ async def router_figures(
     return figures
 
 
+async def heldout_metrics(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """Quality of the same artifact on prompts that it was not trained on."""
+    router = SemanticRouter.load(DATA / "artifact")
+    answers = await asyncio.gather(*[router.classify(row["prompt"]) for row in rows])
+    await router.aclose()
+    labels = [row["category"] for row in rows]
+    wrong_specialist = sum(
+        a.category not in (GENERAL, label) for a, label in zip(answers, labels, strict=True)
+    )
+    return {
+        **asdict(measured(answers, labels)),
+        "prompts": len(rows),
+        "wrong_specialist": wrong_specialist,
+    }
+
+
 async def classify_ms(router: SemanticRouter, text: str) -> float:
     start = time.perf_counter()
     await router.classify(text)
@@ -185,6 +206,11 @@ def print_table(result: Mapping[str, Any]) -> None:
     ]
     rows += [(f"fp32 / default: {k}", v) for k, v in result["fp32_over_default"].items()]
     rows += [(f"cosine int8 to fp32: {k}", v) for k, v in result["cosine_int8_to_fp32"].items()]
+    rows += [
+        (f"held out: {k}", round(v, 4))
+        for k, v in result["heldout"].items()
+        if isinstance(v, float)
+    ]
     for name, value in rows:
         print(f"{name:<76}{value:>12}")
     print(f"one thread of {result['machine']['cpu']}, {result['date']}")

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import hmac
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
@@ -150,12 +151,12 @@ class HostPort:
     def _lease(
         self, request: Request, expert: str
     ) -> contextlib.AbstractAsyncContextManager[Lease]:
-        deadline = request.headers.get("x-coe-queue-deadline-ms")
+        deadline_ms = _number(request, "x-coe-queue-deadline-ms")
         return self._driver.lease(
             expert,
             request_id=_request_id(request),
-            priority=int(request.headers.get("x-coe-priority", "0")),
-            queue_deadline_ms=float(deadline) if deadline else None,
+            priority=int(_number(request, "x-coe-priority") or 0),
+            queue_deadline_ms=deadline_ms,
         )
 
     def _headers(self, lease: Lease) -> dict[str, str]:
@@ -270,6 +271,19 @@ async def _while_connected(request: Request, answer: Coroutine[Any, Any, Respons
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _number(request: Request, header: str) -> float | None:
+    text = request.headers.get(header)
+    if text is None:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise InvalidRequest(header, "expected a number")
+    return number
 
 
 def _request_id(request: Request) -> str:

@@ -232,7 +232,7 @@ class SwappableEngine:
         self.resident = None
         started = time.perf_counter()
         try:
-            result = await self._rpc("coe_make_resident", expert)
+            result = await self._copied(expert)
         except Exception as error:  # the worker's exception arrives without its class
             raise SwapFailed(expert, str(error)) from error
         swapped = time.perf_counter()
@@ -246,6 +246,15 @@ class SwappableEngine:
             (swapped - started) * 1e3,
             (time.perf_counter() - swapped) * 1e3,
         )
+
+    async def _copied(self, expert: str) -> Any:
+        """The copy, waited for even when cancelled: two swaps must never write at once."""
+        copying = asyncio.ensure_future(self._rpc("coe_make_resident", expert))
+        try:
+            return await asyncio.shield(copying)
+        except asyncio.CancelledError:
+            await asyncio.wait({copying})
+            raise
 
     async def _check_canary(self, expert: str) -> None:
         want = self._pooled[expert].canary

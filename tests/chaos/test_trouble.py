@@ -84,19 +84,19 @@ async def test_the_store_goes_away_and_comes_back(stack: Stack, store: EmbeddedV
 
 
 async def test_a_host_killed_in_mid_stream_gives_an_error_event(stack: Stack) -> None:
-    client = openai.AsyncOpenAI(base_url=stack.url, api_key="x", max_retries=0)
-    stream = await client.chat.completions.create(
-        **body("Tell me a very long story.", max_tokens=1500), stream=True
-    )
     seen = 0
     error: openai.APIError | None = None
-    try:
-        async for chunk in stream:
-            seen += len(chunk.choices)
-            if seen == 5:
-                stack.replica().kill()
-    except openai.APIError as caught:
-        error = caught
+    async with openai.AsyncOpenAI(base_url=stack.url, api_key="x", max_retries=0) as client:
+        stream = await client.chat.completions.create(
+            **body("Tell me a very long story.", max_tokens=1500), stream=True
+        )
+        try:
+            async for chunk in stream:
+                seen += len(chunk.choices)
+                if seen == 5:
+                    stack.replica().kill()
+        except openai.APIError as caught:
+            error = caught
     assert seen >= 5
     assert error is not None
     assert error.code == "host_lost"

