@@ -203,6 +203,22 @@ def policy_check(
     raise typer.Exit(1 if wrong else 0)
 
 
+@policy_app.command("diff")
+def policy_diff(
+    before: Annotated[Path, typer.Argument(help="A policy file.")],
+    after: Annotated[Path, typer.Argument(help="Another one.")],
+) -> None:
+    """Show what differs between two policies, written the same way. Exit status 1 if anything."""
+    import difflib
+
+    from policies.loader import dump_policy, load_policy
+
+    texts = [dump_policy(load_policy(path, None)).splitlines() for path in (before, after)]
+    lines = list(difflib.unified_diff(*texts, str(before), str(after), lineterm="", n=1))
+    print("\n".join(lines) if lines else "no difference")
+    raise typer.Exit(1 if lines else 0)
+
+
 @policy_app.command("schema")
 def policy_schema() -> None:
     """Print the JSON Schema of policy files, for editors."""

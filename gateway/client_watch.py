@@ -39,10 +39,14 @@ class ClientWatch:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._done = True
+        self.disarm()
         self._watcher.cancel()
         if self._gone and kind is asyncio.CancelledError and self._task.uncancel() == 0:
             raise ClientGone from error
+
+    def disarm(self) -> None:
+        """The answer is complete: a disconnect is now the normal end, whatever is left to tidy up."""
+        self._done = True
 
     async def _wait(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 import policies
 import routers
@@ -89,21 +89,13 @@ class LimitsSection(Section):
 
 
 class GatewaySection(Section):
-    """How the world talks to us. Port 0: any free port."""
+    """How the world talks to us. Port 0: any free port. Prompts are never logged."""
 
     host: str = Field("127.0.0.1", min_length=1)
     port: Port = 8000
-    admin_port: Port = 8001
     workers: int = Field(1, ge=1, le=256)
     host_token: EnvReference | None = None
     limits: LimitsSection = LimitsSection()
-    log_prompts: bool = False
-
-    @model_validator(mode="after")
-    def _ports_differ(self) -> GatewaySection:
-        if self.port and self.port == self.admin_port:
-            raise ValueError(f"port and admin_port are both {self.port}")
-        return self
 
     @property
     def host_token_env(self) -> str | None:

@@ -59,28 +59,33 @@ class OpenAiEndpoint:
     async def _serve(self, journal: Journal, receive: Receive, send: Send) -> None:
         try:
             raw = await read_body(receive)
-            async with ClientWatch(receive):
+            async with ClientWatch(receive) as watch:
                 request = parse_request(raw, self._endpoint)
                 answer = self._stream if request.stream else self._complete
-                await answer(request, journal, send)
+                await answer(request, journal, send, watch)
         except ClientGone:
             journal.outcome = "client_closed"
         except CoeError as error:
             journal.outcome, journal.error = "error", error
             await _send_error(send, error, journal)
 
-    async def _complete(self, request: WireRequest, journal: Journal, send: Send) -> None:
+    async def _complete(
+        self, request: WireRequest, journal: Journal, send: Send, watch: ClientWatch
+    ) -> None:
         body = msgspec.json.encode(await self._service.complete(request, journal))
         headers: list[Header] = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
             *coe_headers(journal, whole=True),
         ]
+        watch.disarm()
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def _stream(self, request: WireRequest, journal: Journal, send: Send) -> None:
-        out = _EventSender(send, journal)
+    async def _stream(
+        self, request: WireRequest, journal: Journal, send: Send, watch: ClientWatch
+    ) -> None:
+        out = _EventSender(send, journal, watch)
         try:
             async with (
                 _KeepingAlive(out, self._keep_alive) as keeping,
@@ -106,9 +111,10 @@ async def _relay(answer: OpenAnswer, out: _EventSender) -> None:
 class _EventSender:
     """Writes one event stream; sends the headers before the first byte."""
 
-    def __init__(self, send: Send, journal: Journal) -> None:
+    def __init__(self, send: Send, journal: Journal, watch: ClientWatch) -> None:
         self._send = send
         self._journal = journal
+        self._watch = watch
         self.started = False
 
     async def write(self, data: bytes) -> None:
@@ -122,6 +128,7 @@ class _EventSender:
     async def end(self, data: bytes) -> None:
         if not self.started:
             await self._start()
+        self._watch.disarm()
         await self._send({"type": "http.response.body", "body": data})
 
     async def _start(self) -> None:

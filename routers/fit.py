@@ -37,6 +37,7 @@ _TEMPERATURES: Final = (0.3, 0.5, 0.7, 1.0, 1.4)
 _TEMPERATURE_BOUNDS: Final = (0.1, 5.0)
 _GATE_QUANTILES: Final = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05)
 _ENTROPY_STEPS: Final = 100
+_UNFAMILIAR_SHARE: Final = 0.05  # turned away as unfamiliar where no general prompt says where
 _GATE_TOLERANCE: Final = 0.002  # mean scores that close do not tell gates apart
 
 
@@ -203,7 +204,9 @@ def best_gates(
     """The gates with the highest mean decision score; the middle of those that are as good.
 
     Similarity candidates are low quantiles of the right, specialist guesses, so at most the
-    largest quantile of queries that would have been right can be turned away by it.
+    largest quantile of queries that would have been right can be turned away by it. Without
+    ``general`` among the labels no score can show what a stranger costs: the similarity gate then
+    turns away the least familiar 5 % of rows.
     """
     entropy = normalised_entropy(posterior)
     guess = posterior.argmax(axis=1)
@@ -211,7 +214,10 @@ def best_gates(
     passed = (guess == labels).astype(np.float64)
     gated = np.where(labels == general, 1.0, GENERALIST_SCORE)
     sure = nearest[(guess == labels) & (labels != general)]
-    floors = [-1.0, *(np.quantile(sure, _GATE_QUANTILES) if len(sure) else [])]
+    if general < 0:
+        floors = [float(np.quantile(nearest, _UNFAMILIAR_SHARE))]
+    else:
+        floors = [-1.0, *(np.quantile(sure, _GATE_QUANTILES) if len(sure) else [])]
     ceilings = np.linspace(0.0, 1.0, _ENTROPY_STEPS + 1)[1:]
 
     def score(gates: Gates) -> float:

@@ -36,7 +36,7 @@ version: 1
 default: echo
 caps: {stages: 1, cost_usd: 1.0, deadline_ms: 60000}
 max_output_tokens_default: 64
-on_state_outage: {routing: open, budgets: closed}
+on_state_outage: {routing: open}
 """
 CASCADE_POLICY = """
 version: 1
@@ -48,7 +48,7 @@ cascade:
   stream_window: {tokens: 4, hold_ms: 2000}
 caps: {stages: 2, cost_usd: 1.0, deadline_ms: 60000}
 max_output_tokens_default: 64
-on_state_outage: {routing: open, budgets: closed}
+on_state_outage: {routing: open}
 """
 
 

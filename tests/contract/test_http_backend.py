@@ -41,10 +41,10 @@ class Wire:
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             await self._answer(reader, writer)
-        self.closed.set()
         writer.close()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
+        self.closed.set()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -66,6 +66,7 @@ async def connected(wire: Wire, **options: Any) -> AsyncIterator[HttpBackend]:
         yield backend
     finally:
         await backend.aclose()
+        await wire.closed.wait()  # its socket must not outlive the test
         server.close()
         await server.wait_closed()
 

@@ -293,3 +293,29 @@ async def test_silence_between_tokens_ends_in_a_timeout(tmp_path: Path, upstream
         assert (status, b'"code":"upstream_timeout"' in raw) == (200, True)
         assert b"t0 " in raw
     await gateway.pool.aclose()
+
+
+async def test_an_upstream_slow_to_close_does_not_look_like_a_leaving_client(
+    tmp_path: Path,
+) -> None:
+    async def lingering(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await ScriptedServer()(scope, receive, send)
+            return
+        await receive()
+        head = {"type": "http.response.start", "status": 200, "headers": []}
+        await send(head)
+        chunk = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await asyncio.sleep(0.1)
+        await send({"type": "http.response.body", "body": b""})
+
+    async with served(lingering) as upstream:
+        hosts = Hosts(record("host-a", upstream, "echo"))
+        gateway = make_gateway(tmp_path, [hosted("echo")], directory=hosts)
+        async with served(gateway.app) as url:
+            _, raw = await read_sse(url, {"model": "auto", "messages": USER, "stream": True})
+            await eventually(lambda: len(gateway.records) == 1)
+        await gateway.pool.aclose()
+    assert raw.endswith(b"data: [DONE]\n\n")
+    assert gateway.records[0]["outcome"] == "ok"

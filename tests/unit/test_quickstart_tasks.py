@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from examples.quickstart.tasks import TASKS, Example, Task, arithmetic, extraction, sql
-from examples.quickstart.tasks.extraction_domains import domains
+from examples.quickstart.tasks.extraction_domains import domains, loose_fields
 from examples.quickstart.tasks.sql_schema import families
 
 N = 150
@@ -67,6 +67,14 @@ def test_no_prompt_and_no_frame_is_in_both_splits(task: Task) -> None:
         {e.messages[-1]["content"] for e in _drawn(task, s)} for s in ("train", "heldout")
     )
     assert train.isdisjoint(heldout)
+
+
+def test_no_condition_is_worded_alike_in_both_splits() -> None:
+    def wordings(split: Any) -> list[str]:
+        by_operator = (*sql._COMPARE[split].values(), *sql._AGGREGATES[split].values())
+        return [w for ws in (sql._TEXT_IS[split], sql._BETWEEN[split], *by_operator) for w in ws]
+
+    assert set(wordings("train")).isdisjoint(wordings("heldout"))
 
 
 @pytest.mark.parametrize("module", [sql, arithmetic])
@@ -167,7 +175,7 @@ def test_sql_row_order_counts_only_when_the_reference_orders() -> None:
 
 
 def test_json_splits_share_no_domain_sentence_or_value() -> None:
-    train, heldout = domains("train"), domains("heldout")
+    train, heldout = {**domains("train"), "loose": list(loose_fields())}, domains("heldout")
     assert train.keys().isdisjoint(heldout)
     said = [
         {s for fields in split.values() for f in fields for s in (*f.says, *f.denies)}

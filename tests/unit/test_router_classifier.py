@@ -124,3 +124,10 @@ def test_similarity_gate_turns_away_confident_strangers() -> None:
     labels = np.array([1] * 20 + [0] * 20)
     gates = best_gates(posterior, nearest, labels, (GENERAL, "sql"))
     assert 0.2 < gates.similarity_min <= 0.8
+
+
+def test_without_general_prompts_the_least_familiar_rows_are_turned_away() -> None:
+    posterior = np.array([[0.01, 0.99], [0.99, 0.01]] * 50)
+    nearest = np.linspace(0.4, 0.9, 100)
+    gates = best_gates(posterior, nearest, np.array([1, 0] * 50), ("json", "sql"))
+    assert (nearest < gates.similarity_min).sum() == 5

@@ -12,11 +12,12 @@ import re
 from random import Random
 from typing import Any
 
-from .extraction_domains import Field, Value, domains, draw_value, say
+from .extraction_domains import Field, Value, domains, draw_value, loose_fields, say
 from .task import Example, Split, Task, user_turn
 
 MAX_FIELDS = 5
-UNSTATED_SHARE = 0.08
+UNSTATED_SHARE: dict[Split, float] = {"train": 0.15, "heldout": 0.08}
+LOOSE_SHARE = 0.6
 UNASKED_SHARE = 0.25
 
 FRAMES: dict[Split, tuple[str, ...]] = {
@@ -29,6 +30,11 @@ FRAMES: dict[Split, tuple[str, ...]] = {
         "Convert the following text to JSON.\n{schema}\n\n{text}\n\n"
         "Write null where the text says nothing.",
         "{schema}\nExtract these from: {text}\nAnswer with JSON only, null for unknown values.",
+        "Here is a text: {text}\nGive me JSON. {schema} Anything not mentioned is null.",
+        "Fill this in as JSON, with null where nothing is said.\n{schema}\n{text}",
+        "{text}\n\nWhat are these values? {schema}\nReply in JSON; use null if absent.",
+        "Make a JSON object out of this e-mail.\n{schema}\nAbsent values: null.\n\n{text}",
+        "JSON extraction.\n{schema}\nInput: {text}\nOutput null if not given.",
     ),
     "heldout": (
         "Please turn the note below into structured data.\n{schema}\n"
@@ -54,23 +60,35 @@ def _render(rng: Random, fields: list[Field], split: Split) -> str:
     if split == "heldout":
         inner = ", ".join(f'"{key}": <{kind}>' for key, kind in said.items())
         return f"Follow this shape: {{{inner}}}."
-    style = rng.choice(("schema", "bullets", "inline", "inline"))
+    style = rng.choice(("schema", "bullets", "lines", "inline", "inline", "bracket"))
     if style == "schema":
         return f"JSON schema: {json.dumps(json_schema(fields))}"
     if style == "bullets":
         return "Fields:\n" + "\n".join(f"- {key} ({kind})" for key, kind in said.items())
+    if style == "lines":
+        return "\n".join(f"{key}: {kind}" for key, kind in said.items())
+    if style == "bracket":
+        return f"The keys are [{'; '.join(f'{key} as {kind}' for key, kind in said.items())}]."
     return f"Keys: {', '.join(f'{key} ({kind})' for key, kind in said.items())}."
 
 
-def _example(rng: Random, split: Split) -> Example:
+def _draw_fields(rng: Random, split: Split) -> tuple[str, list[Field]]:
+    """(domain, its fields); in training often a random handful of fields of no domain."""
+    if split == "train" and rng.random() < LOOSE_SHARE:
+        return "loose", rng.sample(loose_fields(), MAX_FIELDS + 2)
     known = domains(split)
     domain = rng.choice(list(known))
-    asked = rng.sample(known[domain], rng.randint(2, MAX_FIELDS))
-    unasked = [f for f in known[domain] if f not in asked and rng.random() < UNASKED_SHARE]
+    return domain, known[domain]
+
+
+def _example(rng: Random, split: Split) -> Example:
+    domain, fields = _draw_fields(rng, split)
+    asked = rng.sample(fields, rng.randint(2, MAX_FIELDS))
+    unasked = [f for f in fields if f not in asked and rng.random() < UNASKED_SHARE]
     expected: dict[str, Value] = {}
     sentences = [say(rng, field, draw_value(rng, field, split)) for field in unasked]
     for field in asked:
-        if rng.random() < UNSTATED_SHARE:
+        if rng.random() < UNSTATED_SHARE[split]:
             expected[field.key] = None
         else:
             expected[field.key] = draw_value(rng, field, split)
@@ -134,5 +152,5 @@ TASK = Task(
     generate=generate,
     verify=verify,
     max_new_tokens=112,
-    train_steps=90,
+    train_steps=130,
 )

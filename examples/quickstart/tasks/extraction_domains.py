@@ -6,7 +6,8 @@ boolean has no values: its sentences come in two groups, true and false, separat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from random import Random
 from typing import Literal
 
@@ -80,6 +81,38 @@ def domains(split: Split) -> dict[str, list[Field]]:
     return found
 
 
+@cache
+def _lines(stem: str) -> tuple[str, ...]:
+    return tuple((DATA / f"{stem}.txt").read_text(encoding="utf-8").splitlines())
+
+
+@cache
+def _loose_sentences() -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for line in _lines("extraction_loose_sentences_train"):
+        kind, _, sentence = line.partition(" | ")
+        found[kind] = (*found.get(kind, ()), sentence)
+    return found
+
+
+def _loose_field(line: str) -> Field:
+    """A field that names itself: its sentences are general ones that mention its key."""
+    field, sentences = _field(f"{line.rstrip()} | "), _loose_sentences()
+    kind = {"array": "array", "boolean": "true"}.get(field.type, "value")
+    said = field.key.replace("_", " ")
+    says, denies = (
+        tuple(sentence.replace("{k}", said) for sentence in sentences[k]) for k in (kind, "false")
+    )
+    return replace(field, says=says, denies=denies if field.type == "boolean" else ())
+
+
+@cache
+def loose_fields() -> tuple[Field, ...]:
+    """Fields of no domain, for training: a model that only sees ten domains learns them by heart,
+    and writes what it expects in place of what it reads."""
+    return tuple(_loose_field(line) for line in _lines("extraction_loose_train"))
+
+
 def _owned_number(rng: Random, low: int, high: int, split: Split) -> int:
     while True:
         n = rng.randint(low, high)
@@ -104,6 +137,8 @@ def _composed(rng: Random, kind: str, words: dict[str, list[str]]) -> str:
 
 
 def _word(rng: Random, values: str, split: Split) -> str:
+    if values == "WORDS":
+        return " ".join(rng.sample(_lines("extraction_words_train"), 2))
     if values.isupper():
         return _composed(rng, values, {k: v.split(",") for k, v in _WORDS[split].items()})
     return rng.choice(values.split(","))
