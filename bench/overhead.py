@@ -41,7 +41,6 @@ version: 1
 default: {expert}
 caps: {{stages: 1, cost_usd: 1.0, deadline_ms: 60000}}
 max_output_tokens_default: 256
-on_state_outage: {{routing: open, budgets: closed}}
 """
 READY_S = 60.0
 PATH = "/v1/chat/completions"
@@ -257,16 +256,19 @@ async def _client() -> AsyncIterator[aiohttp.ClientSession]:
 def _serving(role: str, *arguments: str) -> Iterator[_Server]:
     """A server process on a free port."""
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        descriptor = listener.fileno()
         process = subprocess.Popen(
-            [sys.executable, __file__, "--serve", role, "--fd", str(listener.fileno()), *arguments],
-            pass_fds=[listener.fileno()],
+            [sys.executable, __file__, "--serve", role, "--fd", str(descriptor), *arguments],
+            pass_fds=[descriptor],
             cwd=ROOT,
         )
-        try:
-            yield _Server(f"http://127.0.0.1:{listener.getsockname()[1]}", process.pid)
-        finally:
-            process.terminate()
-            process.wait(timeout=10)
+    # Only the child holds the socket now: should it die, callers are refused instead of waiting.
+    try:
+        yield _Server(url, process.pid)
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
 
 
 async def _ready(http: aiohttp.ClientSession, url: str, path: str = "/health/ready") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import re
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
 _LARGE_BODY_BYTES = 1 << 20  # above this aiohttp wants a file, so that it can send piece by piece
 _ERROR_BODY_BYTES_MAX = 64 * 1024
 _DRAIN_S = 0.25
+_TAIL_EVENTS = 4  # where a finish reason stands when a server sends no [DONE]; usage may follow it
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +216,7 @@ class HttpStream:
         self._watchdog = watchdog
         self.timings = timings
         self.done = False  # [DONE] was seen
-        self._finished = False  # some choice reported a finish_reason
+        self._tail: deque[bytes] = deque(maxlen=_TAIL_EVENTS)
         self._events = 0
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -232,19 +234,21 @@ class HttpStream:
         """
         decoder = SseDecoder()
         while not self.done and (chunk := await self._read()):
-            self._watchdog.progress()
             try:
                 batch = self._checked(decoder.feed(chunk))
             except EventTooLarge as error:
                 raise ExpertFailed(self._call.expert, 502, str(error)) from error
             if batch:
                 yield batch
-        if not (self.done or self._finished):
+        if not self.done and not any(map(_FINISHED.search, self._tail)):
             raise self._lost()
 
     async def _read(self) -> bytes:
+        self._watchdog.waiting()
         try:
-            return await self._response.content.readany()
+            chunk: bytes = await self._response.content.readany()
+            self._watchdog.arrived()
+            return chunk
         except (aiohttp.ClientError, OSError) as error:
             if self._watchdog.overrun is not None:
                 phase, limit_ms = self._watchdog.overrun
@@ -259,10 +263,9 @@ class HttpStream:
                 break
             if b'"error"' in payload and (error := error_from_event(self._call.expert, payload)):
                 raise error
-            if not self._finished and _FINISHED.search(payload):
-                self._finished = True
             batch.append(payload)
         self._events += len(batch)
+        self._tail.extend(batch)
         return batch
 
     def _lost(self) -> HostLost:
@@ -272,8 +275,10 @@ class HttpStream:
 class _Watchdog:
     """Closes the response when a phase overruns, which wakes the reader with an error.
 
-    One timer per stream that re-arms itself: progress only moves a number. A timeout armed and
-    disarmed around every read would cost more than the read.
+    Only waiting for the upstream counts as silence: a client that reads slowly holds the relay up,
+    and the expert is not to blame for that. One timer per stream that re-arms itself; ``waiting``
+    and ``arrived`` only move a number, because a timeout armed and disarmed around every read would
+    cost more than the read.
     """
 
     def __init__(
@@ -293,19 +298,27 @@ class _Watchdog:
         self.overrun: tuple[str, float] | None = None
         self._timer = loop.call_at(self._due_s, self._check)
 
-    def progress(self) -> None:
+    def waiting(self) -> None:
+        """A read begins."""
+        if self._started:
+            self._due_s = min(self._loop.time() + self._idle_s, self._end_s)
+            if self._due_s < self._timer.when():
+                self._timer.cancel()
+                self._timer = self._loop.call_at(self._due_s, self._check)
+
+    def arrived(self) -> None:
+        """A read ended; until the next one only the total time counts."""
         self._started = True
-        self._due_s = min(self._loop.time() + self._idle_s, self._end_s)
-        if self._due_s < self._timer.when():  # an idle bound shorter than the first-token bound
-            self._timer.cancel()
-            self._timer = self._loop.call_at(self._due_s, self._check)
+        self._due_s = self._end_s
 
     def stop(self) -> None:
         self._timer.cancel()
 
     def _check(self) -> None:
-        if self._loop.time() < self._due_s:
-            self._timer = self._loop.call_at(self._due_s, self._check)
+        now_s = self._loop.time()
+        if now_s < self._due_s:
+            next_s = min(self._due_s, now_s + self._idle_s) if self._started else self._due_s
+            self._timer = self._loop.call_at(next_s, self._check)
             return
         self.overrun = self._phase()
         self._response.close()

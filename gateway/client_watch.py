@@ -45,7 +45,7 @@ class ClientWatch:
             raise ClientGone from error
 
     def disarm(self) -> None:
-        """The answer is complete: a disconnect is now the normal end, whatever is left to tidy up."""
+        """The answer is complete: from now on a disconnect is the normal end."""
         self._done = True
 
     async def _wait(self) -> None:

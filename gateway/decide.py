@@ -17,6 +17,7 @@ from experts.errors import (
     InvalidRequest,
     NoEligibleExpert,
     PromptTooLong,
+    StateUnavailable,
     UnknownModel,
 )
 from experts.types import ExpertSpec, Needs
@@ -60,6 +61,7 @@ class Decider:
         live: LiveState,
         now_ms: Callable[[], float],
         prompt_chars_max: int,
+        state_available: Callable[[], bool] = lambda: True,
     ) -> None:
         self._catalogue = catalogue
         self._policies = policies
@@ -67,6 +69,7 @@ class Decider:
         self._live = live
         self._now_ms = now_ms
         self._prompt_chars_max = prompt_chars_max
+        self._state_available = state_available
         self._counter = PromptCounter(catalogue.specs)
 
     async def decide(self, request: WireRequest, journal: Journal) -> Decision:
@@ -77,6 +80,7 @@ class Decider:
             raises: HostUnavailable, DeadlineUnreachable, BudgetExceeded.
         """
         target = self.target(request)
+        self._check_state(target.policy)
         self._check_size(request)
         classification = await self._classify(request, target, journal)
         category = classification.category if classification else GENERAL
@@ -105,6 +109,11 @@ class Decider:
             prompt_tokens=prompt_tokens,
             max_output_tokens=output_tokens,
         )
+
+    def _check_state(self, policy: Policy) -> None:
+        """Last known hosts are good enough, unless the policy says otherwise."""
+        if policy.on_state_outage.get("routing") == "closed" and not self._state_available():
+            raise StateUnavailable("routing")
 
     def target(self, request: WireRequest) -> Target:
         """Resolve ``model`` and ``coe.policy``. Raises UnknownModel or InvalidRequest."""

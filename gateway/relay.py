@@ -45,7 +45,7 @@ class ChunkRelay:
         """Payloads to send now. ``coe`` goes into the stream's first chunk."""
         out: list[bytes] = []
         for payload in payloads:
-            if _USAGE.search(payload) and self._take_usage(payload):
+            if b'"usage"' in payload and _USAGE.search(payload) and self._take_usage(payload):
                 continue
             self.chunks += 1
             if self._head is None:

@@ -169,6 +169,7 @@ def build_service(
     new_id: Callable[[], str],
     records: RecordSink | None = None,
     observers: Sequence[Callable[[Journal], None]] = (),
+    state_available: Callable[[], bool] = lambda: True,
 ) -> GatewayService:
     """Put the use case together. The arguments stay the caller's to close."""
     return GatewayService(
@@ -180,6 +181,7 @@ def build_service(
             live=experts,
             now_ms=clock.now_ms,
             prompt_chars_max=limits.prompt_chars,
+            state_available=state_available,
         ),
         caller=Caller(experts),
         timeouts=Timeouts(

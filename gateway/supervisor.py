@@ -9,6 +9,7 @@ start and no crash of one touches another.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import signal
@@ -257,7 +258,7 @@ def _start_ray(stack: contextlib.ExitStack) -> None:
     from ray import serve as ray_serve
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     own = not os.environ.get("RAY_ADDRESS")
     local: dict[str, Any] = {
         "include_dashboard": False,
@@ -271,18 +272,16 @@ def _start_ray(stack: contextlib.ExitStack) -> None:
         namespace="coe",
         **(local if own else {}),
     )
-    stack.callback(_stop_ray, own)
+    stack.callback(_stop_ray)
     ray_serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
 
 
-def _stop_ray(own: bool) -> None:
+def _stop_ray() -> None:
     import ray
     from ray import serve as ray_serve
 
     with contextlib.suppress(Exception):  # a cluster that is gone already is what we want
         ray_serve.delete(_APP_NAME, _blocking=True)
-        if own:
-            ray_serve.shutdown()
     ray.shutdown()
 
 

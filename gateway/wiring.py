@@ -87,6 +87,7 @@ async def open_parts(config: Config, redis_url: str) -> AsyncIterator[Parts]:
             new_id=lambda: f"dec-{uuid.uuid4().hex}",
             records=decisions,
             observers=(metrics.observe, log_request),
+            state_available=lambda: store.available and not directory.stale,
         )
         yield Parts(config, service, metrics, policies, store, directory)
 

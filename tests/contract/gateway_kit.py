@@ -36,7 +36,6 @@ version: 1
 default: echo
 caps: {stages: 1, cost_usd: 1.0, deadline_ms: 60000}
 max_output_tokens_default: 64
-on_state_outage: {routing: open}
 """
 CASCADE_POLICY = """
 version: 1
@@ -48,7 +47,6 @@ cascade:
   stream_window: {tokens: 4, hold_ms: 2000}
 caps: {stages: 2, cost_usd: 1.0, deadline_ms: 60000}
 max_output_tokens_default: 64
-on_state_outage: {routing: open}
 """
 
 
@@ -117,6 +115,7 @@ def make_gateway(
     limits: ServiceLimits | None = None,
     http_limits: HttpLimits | None = None,
     now_ms: Callable[[], float] | None = None,
+    state_available: Callable[[], bool] = lambda: True,
 ) -> Gateway:
     for name, text in (policies or {"auto": PLAIN_POLICY}).items():
         (folder / f"{name}.yaml").write_text(text)
@@ -146,6 +145,7 @@ def make_gateway(
         new_id=lambda: next(ids),
         records=records,
         observers=(metrics.observe, journals.append),
+        state_available=state_available,
     )
 
     async def readiness() -> Readiness:

@@ -134,3 +134,13 @@ async def test_leaving_early_cancels(make: Make, server: ScriptedServer) -> None
 async def test_equal_calls_get_equal_bytes(make: Make) -> None:
     backend = make("tokens?count=3")
     assert await collect(backend, call()) == await collect(backend, call())
+
+
+async def test_a_slow_reader_is_not_the_expert_s_silence(make: Make) -> None:
+    backend = make("tokens?count=3&pace_ms=60")
+    seen = 0
+    async with backend.stream(call(idle_timeout_ms=150.0)) as stream:
+        async for _ in stream:
+            seen += 1
+            await asyncio.sleep(0.2)  # the time that must not count
+    assert seen == 4

@@ -77,7 +77,6 @@ def test_secrets_are_read_when_asked_for_and_only_by_name(tmp_path: Path) -> Non
         ("experts: [one]", "experts: [one, far]", 12, "hosts[0].experts[1]", "needs no host"),
         ("experts: [one]", "experts: []", 12, "hosts[0].experts", "at least 1"),
         ("context_tokens: 2048", "context_tokens: 4096", 5, "experts.one.context_tokens", "2048"),
-        ("port: 0", "port: 8001", 14, "gateway", "both 8001"),
         ("port: 0", "prot: 0", 14, "gateway.prot", "Did you mean 'port'?"),
         ('"env:TOKEN"', "hunter2", 14, "gateway.host_token", "env:NAME"),
         ('"env:REDIS"', "redis://:hunter2@h/0", 15, "state.redis_url", "env:NAME"),

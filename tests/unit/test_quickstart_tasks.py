@@ -80,8 +80,8 @@ def test_no_condition_is_worded_alike_in_both_splits() -> None:
 @pytest.mark.parametrize("module", [sql, arithmetic])
 def test_no_phrasing_is_in_both_splits(module: Any) -> None:
     train, heldout = module.PHRASES["train"], module.PHRASES["heldout"]
-    assert train.keys() == heldout.keys()
-    for key in train:
+    assert train.keys() - {"drill"} == heldout.keys()
+    for key in heldout:
         assert set(train[key]).isdisjoint(heldout[key]), key
 
 
