@@ -1,0 +1,58 @@
+"""Which checkpoints may share an engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experts.compat import check_compatible, config_differences, resolve_model_folder
+from experts.errors import ArtifactError
+
+BASE = {"hidden_size": 64, "rope_theta": 1e4, "vocab_size": 10, "dtype": "bfloat16"}
+
+
+def write(folder: Path, config: dict[str, Any], tokenizer: str = "{}") -> str:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text(tokenizer)
+    return str(folder)
+
+
+def test_bookkeeping_does_not_matter_but_geometry_does(tmp_path: Path) -> None:
+    base = write(tmp_path / "base", BASE)
+    same = write(tmp_path / "same", {**BASE, "dtype": "float32", "_name_or_path": "x"})
+    check_compatible(base, same, expert="same")
+    turned = write(tmp_path / "turned", {**BASE, "rope_theta": 1e6})
+    with pytest.raises(ArtifactError) as caught:
+        check_compatible(base, turned, expert="turned")
+    assert caught.value.differences == {"rope_theta": "1000000.0, the engine has 10000.0"}
+
+
+def test_another_tokenizer_is_another_expert(tmp_path: Path) -> None:
+    base = write(tmp_path / "base", BASE)
+    other = write(tmp_path / "other", BASE, tokenizer='{"x": 1}')
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json"):
+        check_compatible(base, other, expert="other")
+
+
+def test_a_key_that_one_side_lacks_is_a_difference() -> None:
+    assert "head_dim" in config_differences(BASE, {**BASE, "head_dim": 32})
+
+
+@pytest.mark.parametrize("text", [None, "{"])
+def test_an_incomplete_folder_says_what_is_missing(tmp_path: Path, text: str | None) -> None:
+    base = write(tmp_path / "base", BASE)
+    (tmp_path / "half").mkdir()
+    if text is not None:
+        (tmp_path / "half" / "config.json").write_text(text)
+    with pytest.raises(ArtifactError, match=r"config\.json"):
+        check_compatible(base, str(tmp_path / "half"), expert="half")
+
+
+def test_a_path_that_does_not_exist_is_not_taken_for_a_hub_id(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no such model folder"):
+        resolve_model_folder(str(tmp_path / "nowhere"))
+    assert resolve_model_folder(str(tmp_path)) == tmp_path
