@@ -213,8 +213,8 @@ def policy_diff(
 
     from policies.loader import dump_policy, load_policy
 
-    texts = [dump_policy(load_policy(path, None)).splitlines() for path in (before, after)]
-    lines = list(difflib.unified_diff(*texts, str(before), str(after), lineterm="", n=1))
+    old, new = (dump_policy(load_policy(path, None)).splitlines() for path in (before, after))
+    lines = list(difflib.unified_diff(old, new, str(before), str(after), lineterm="", n=1))
     print("\n".join(lines) if lines else "no difference")
     raise typer.Exit(1 if lines else 0)
 

@@ -75,5 +75,5 @@ def test_a_host_that_names_a_remote_expert_is_refused_by_line(tmp_path: Path) ->
 
 @pytest.mark.parametrize("arguments", [{}, {"config": "nowhere.yaml"}])
 def test_wrong_arguments_are_a_sentence(arguments: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match="config|nowhere"):
+    with pytest.raises(ConfigError, match=r"config|nowhere"):
         build(arguments)
