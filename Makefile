@@ -23,7 +23,8 @@ $(STAMP): $(LOCK) pyproject.toml
 	@echo "[setup 1/3] environment in $(VENV)"
 	@$(PY) -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "Creating the environment failed. Debian: apt-get install python3.11-venv"; exit 1; }; }
 	@n=$$(grep -c '==' $(LOCK)); echo "[setup 2/3] installing $$n pinned packages (about 4 GB unpacked; 2 to 4 minutes)"; \
-	start=$$(date +%s); \
+	start=$$(date +%s); ( while sleep 15; do echo "            $$(( $$(date +%s) - start )) s, $$(du -sm $(VENV) | cut -f1) MB of about 4300 in place"; done ) & watch=$$!; \
+	trap 'kill $$watch 2>/dev/null' EXIT; \
 	$(PY) -m pip install --disable-pip-version-check --no-deps --progress-bar off -r $(LOCK) 2>$(VENV)/pip.err | \
 	  awk -v n=$$n '/^(Collecting|Processing|Requirement already satisfied)/ {c++; if (c % 20 == 0 || c == n) {printf "            %d of %d packages fetched\n", c, n; fflush()}} /^Installing collected/ {print "            unpacking"; fflush()}'; \
 	$(PY) -c 'import importlib.metadata as m, re, sys; want = dict(l.strip().split("==") for l in open("$(LOCK)") if "==" in l and not l.startswith("#")); norm = lambda s: re.sub(r"[-_.]+", "-", s).lower(); have = {norm(d.metadata["Name"]): d.version for d in m.distributions()}; miss = [k for k, v in want.items() if have.get(norm(k)) != v]; sys.exit("not installed: " + ", ".join(miss) if miss else 0)' \

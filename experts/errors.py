@@ -10,6 +10,7 @@ CoeError
 │   ├── PromptTooLong       no context window holds the prompt
 │   └── NoEligibleExpert    every expert lacks something the request needs
 ├── AuthenticationFailed    no key, or one that is not valid
+├── ScopeDenied             the key does not permit this policy or expert
 ├── BudgetExceeded          the request, key or policy has no money left
 ├── RateLimited             too many requests or tokens
 ├── CapacityError           we could serve this, but not now
@@ -186,32 +187,60 @@ class AuthenticationFailed(CoeError):
 
 
 @dataclass(eq=False)
-class BudgetExceeded(CoeError):
-    scope: str
-    needed_micro_usd: int
-    left_micro_usd: int
+class ScopeDenied(CoeError):
+    """``kind`` is policy or expert; ``name`` the one asked for."""
+
+    kind: str
+    name: str
 
     @property
     def message(self) -> str:
+        return f"model: this API key does not permit the {self.kind} {self.name!r}."
+
+    @property
+    def param(self) -> str | None:
+        return "model"
+
+
+@dataclass(eq=False)
+class BudgetExceeded(CoeError):
+    """``opens_in_ms``: until the budget's window begins anew; None when it never will."""
+
+    scope: str
+    needed_micro_usd: int
+    left_micro_usd: int
+    opens_in_ms: float | None = None
+
+    @property
+    def message(self) -> str:
+        opens = ""
+        if self.opens_in_ms is not None:
+            opens = f" It begins anew in {-(-self.opens_in_ms // 1000):.0f} s."
         return (
             f"The {self.scope} budget allows {self.left_micro_usd / 1e6:.6f} USD more; "
             f"this request may cost up to {self.needed_micro_usd / 1e6:.6f} USD. "
-            "Lower max_tokens or raise the budget."
+            f"Lower max_tokens or raise the budget.{opens}"
         )
 
 
 @dataclass(eq=False)
 class RateLimited(CoeError):
+    """``retry_after_ms`` None: the request alone is larger than the limit. ``left``: units left."""
+
     scope: str
-    retry_after_ms: float
+    retry_after_ms: float | None
+    left: int | None = None
 
     @property
     def message(self) -> str:
-        return f"The {self.scope} rate limit is reached; retry in {self.retry_after_s} s."
+        if self.retry_after_ms is None:
+            return f"This request alone exceeds the limit of {self.scope}. Lower max_tokens."
+        left = "" if self.left is None else f", {self.left} are left"
+        return f"The limit of {self.scope} is reached{left}; retry in {self.retry_after_s} s."
 
     @property
     def retry_after_s(self) -> int | None:
-        return _ceil_s(self.retry_after_ms)
+        return None if self.retry_after_ms is None else _ceil_s(self.retry_after_ms)
 
 
 # --- not now -------------------------------------------------------------------------------------

