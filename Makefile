@@ -25,7 +25,7 @@ $(STAMP): $(LOCK) pyproject.toml
 	@n=$$(grep -c '==' $(LOCK)); echo "[setup 2/3] installing $$n pinned packages (about 4 GB unpacked; 2 to 4 minutes)"; \
 	start=$$(date +%s); ( while sleep 15; do echo "            $$(( $$(date +%s) - start )) s, $$(du -sm $(VENV) | cut -f1) MB of about 4300 in place"; done ) & watch=$$!; \
 	trap 'kill $$watch 2>/dev/null' EXIT; \
-	$(PY) -m pip install --disable-pip-version-check --no-deps --progress-bar off -r $(LOCK) 2>$(VENV)/pip.err | \
+	PYTHONUNBUFFERED=1 $(PY) -m pip install --disable-pip-version-check --no-deps --progress-bar off -r $(LOCK) 2>$(VENV)/pip.err | \
 	  awk -v n=$$n '/^(Collecting|Processing|Requirement already satisfied)/ {c++; if (c % 20 == 0 || c == n) {printf "            %d of %d packages fetched\n", c, n; fflush()}} /^Installing collected/ {print "            unpacking"; fflush()}'; \
 	$(PY) -c 'import importlib.metadata as m, re, sys; want = dict(l.strip().split("==") for l in open("$(LOCK)") if "==" in l and not l.startswith("#")); norm = lambda s: re.sub(r"[-_.]+", "-", s).lower(); have = {norm(d.metadata["Name"]): d.version for d in m.distributions()}; miss = [k for k, v in want.items() if have.get(norm(k)) != v]; sys.exit("not installed: " + ", ".join(miss) if miss else 0)' \
 	  || { cat $(VENV)/pip.err; echo "Installing failed (above). If it is torch: pip has to know PyTorch's CPU wheel index. Run make again; it goes on where it stopped."; exit 1; }; \

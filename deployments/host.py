@@ -26,7 +26,7 @@ from deployments.registry import HostRecord, HostRegistry
 from deployments.swap.core import SchedulerConfig
 from deployments.swap.driver import SlotDriver, SwapReport
 from experts.compat import resolve_model_folder
-from experts.errors import ArtifactError, StateUnavailable
+from experts.errors import ArtifactError, CoeError, StateUnavailable
 from experts.vllm_engine import EngineSettings, SwappableEngine
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,8 @@ class ExpertHost:
         self._engine: SwappableEngine | None = None
         self._driver: SlotDriver | None = None
         self._server: uvicorn.Server | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._serving: asyncio.Task[None] | None = None
+        self._heartbeat: asyncio.Task[None] | None = None
         self._out_of_service: dict[str, str] = {}
         self._started_ms = 0
         self._url = ""
@@ -128,7 +129,7 @@ class ExpertHost:
         await self._start_driver()
         await self._open_port()
         await self._publish()
-        self._tasks.append(asyncio.create_task(self._heartbeats()))
+        self._heartbeat = asyncio.create_task(self._heartbeats())
 
     async def _start_engine(self) -> None:
         folders: dict[str, str] = {}
@@ -201,13 +202,20 @@ class ExpertHost:
                 timeout_graceful_shutdown=5,
             )
         )
-        self._tasks.append(asyncio.create_task(self._server.serve(sockets=[listener])))
+        self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
 
     # --- heartbeat --------------------------------------------------------------------------------
 
     async def _heartbeats(self) -> None:
+        """Ends by the engine's error, with the host out of the registry, when the engine dies."""
         while True:
             self._changed.clear()
+            try:
+                await self.engine.check_health()
+            except CoeError:
+                log.exception("the engine is dead; leaving the registry")
+                await self._withdraw()
+                raise
             await self._publish()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), HEARTBEAT_MS / 1000)
@@ -217,6 +225,10 @@ class ExpertHost:
         # Away now, back later: the driver and open streams do not depend on the store.
         with contextlib.suppress(StateUnavailable):
             await self._registry.publish(self.record(), HEARTBEAT_TTL_MS)
+
+    async def _withdraw(self) -> None:
+        with contextlib.suppress(StateUnavailable):  # then the record expires by itself
+            await self._registry.remove(self.host_id)
 
     def record(self) -> HostRecord:
         """What the gateway needs to choose between hosts, as of now."""
@@ -240,22 +252,22 @@ class ExpertHost:
     async def check_health(self) -> None:
         """Raise when the slot cannot serve any more and the process should be replaced."""
         await self.engine.check_health()
-        for task in self._tasks:
-            if task.done():
+        for task in (self._serving, self._heartbeat):
+            if task is not None and task.done():
                 task.result()
                 raise RuntimeError("a host task ended")
 
     async def aclose(self) -> None:
         """Leave the registry, refuse what waits, close the port, stop the engine."""
-        with contextlib.suppress(StateUnavailable):
-            await self._registry.remove(self.host_id)
+        if self._heartbeat is not None:  # first, or it would register the host again
+            self._heartbeat.cancel()
+            await asyncio.gather(self._heartbeat, return_exceptions=True)
+        await self._withdraw()
         if self._driver is not None:
             await self._driver.aclose()
-        if self._server is not None:
+        if self._server is not None and self._serving is not None:
             self._server.should_exit = True
-        for task in self._tasks[1:]:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(self._serving, return_exceptions=True)
         if self._engine is not None:
             await asyncio.to_thread(self._engine.shutdown)
 

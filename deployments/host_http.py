@@ -15,7 +15,7 @@ import hmac
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -32,14 +32,19 @@ from experts.errors import (
     DeadlineUnreachable,
     ExpertFailed,
     ExpertOutOfService,
+    HostLost,
     HostUnavailable,
     InvalidRequest,
     QueueFull,
     UnknownModel,
 )
+from experts.event_stream import SseDecoder
 from experts.types import Endpoint
+from experts.upstream_errors import error_from_event
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # class -> (status, code); the gateway's backend turns the code back into the class.
 _STATUS: dict[type[CoeError], tuple[int, str]] = {
@@ -51,6 +56,7 @@ _STATUS: dict[type[CoeError], tuple[int, str]] = {
     DeadlineUnreachable: (503, "deadline_unreachable"),
     ExpertOutOfService: (503, "expert_out_of_service"),
     HostUnavailable: (503, "host_unavailable"),
+    HostLost: (503, "host_lost"),
     ExpertFailed: (502, "expert_failed"),
 }
 
@@ -91,7 +97,10 @@ class HostPort:
             return await self._guarded(request, Endpoint.COMPLETIONS)
 
         async def alive(_: Request) -> Response:
-            await health()
+            try:
+                await health()
+            except CoeError as error:
+                return error_response(error, self._host_id)
             return JSONResponse({"status": "ok", "host": self._host_id})
 
         return Starlette(
@@ -108,7 +117,7 @@ class HostPort:
             body = await self._read_body(request)
             return await _while_connected(request, self._answer(request, endpoint, body))
         except CoeError as error:
-            return error_response(error)
+            return error_response(error, self._host_id)
         except ClientDisconnect:
             return Response(status_code=499)
 
@@ -125,7 +134,7 @@ class HostPort:
                 raise BodyTooLarge(self._body_bytes_max)
         try:
             body = msgspec.json.decode(raw)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidRequest(None, f"the body is not JSON: {error}") from error
         if not isinstance(body, dict):
             raise InvalidRequest(None, "the body must be a JSON object")
@@ -170,31 +179,38 @@ class HostPort:
         self, request: Request, endpoint: Endpoint, body: dict[str, Any], lease: Lease
     ) -> dict[str, Any] | AsyncIterator[str] | None:
         """A whole body, or an iterator whose first event is there; None if taken back before."""
-        work = asyncio.ensure_future(
-            _generate(self._engine, endpoint, body, request_id=_request_id(request))
-        )
-        aborted = asyncio.ensure_future(lease.aborted.wait())
-        try:
-            await asyncio.wait({work, aborted}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            aborted.cancel()
-            if not work.done():
-                work.cancel()
-                await asyncio.wait({work})
-        return None if work.cancelled() else work.result()
+        generation = _generate(self._engine, endpoint, body, request_id=_request_id(request))
+        return await _unless(generation, lease.aborted.wait())
 
 
 async def _generate(
     engine: ServingEngine, endpoint: Endpoint, body: dict[str, Any], *, request_id: str
 ) -> dict[str, Any] | AsyncIterator[str]:
+    """A whole body, or a stream whose first event is there; the engine's refusals as errors."""
     result = await engine.serve(body["model"], endpoint, body, request_id=request_id)
     if isinstance(result, dict):
         return result
     try:
-        return _Peeked(await anext(result), result)
+        first = await anext(result)
+        _refuse_error_event(body["model"], first)
+    except StopAsyncIteration as error:
+        raise ExpertFailed(body["model"], 500, "the engine sent nothing") from error
     except BaseException:
         await _close(result)
         raise
+    return _Peeked(first, result)
+
+
+def _refuse_error_event(expert: str, event: str) -> None:
+    """An engine that fails before its first token says so in an event; no status is sent yet."""
+    error = next(
+        (e for data in SseDecoder().feed(event.encode()) if (e := error_from_event(expert, data))),
+        None,
+    )
+    if error is not None and error.status < 500:
+        raise InvalidRequest(error.error_param, error.detail)
+    if error is not None:
+        raise error
 
 
 class _Peeked:
@@ -241,31 +257,56 @@ class LeasedStream(StreamingResponse):
         finally:
             await asyncio.shield(self._finish())
 
+    async def aclose(self) -> None:
+        """End a stream that nobody will send."""
+        await asyncio.shield(self._finish())
+
     async def _finish(self) -> None:
         async with self._lease:
             await _close(self._events)
 
 
-async def _close(events: AsyncIterator[str]) -> None:
-    aclose = getattr(events, "aclose", None)
+async def _close(thing: object) -> None:
+    """Close what can be closed: a stream of events, or the response that sends one."""
+    aclose = getattr(thing, "aclose", None)
     if aclose is not None:
         await aclose()
 
 
 async def _while_connected(request: Request, answer: Coroutine[Any, Any, Response]) -> Response:
     """Run ``answer``; cancel it, queue place and generation included, when the client leaves."""
-    work = asyncio.ensure_future(answer)
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        gone.cancel()
-        if not work.done():
-            work.cancel()
-            await asyncio.wait({work})
-    if work.cancelled():
+    response = await _unless(answer, _disconnected(request))
+    if response is None:
         raise ClientDisconnect
-    return work.result()
+    return response
+
+
+async def _unless(work: Coroutine[Any, Any, T], event: Coroutine[Any, Any, object]) -> T | None:
+    """The result of ``work``; None, and ``work`` has ended, when ``event`` comes before it.
+
+    Whatever ``work`` makes that nobody receives is closed: a generation may outlive neither its
+    lease nor its client.
+    """
+    working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(event)
+    try:
+        await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:
+        await _end(working)
+        raise
+    finally:
+        waiting.cancel()
+    if working.done():
+        return working.result()
+    await _end(working)
+    return None
+
+
+async def _end(working: asyncio.Future[Any]) -> None:
+    working.cancel()
+    await asyncio.wait({working})
+    # It may have finished in the same turn, or have turned the cancellation into an answer.
+    if not working.cancelled() and working.exception() is None:
+        await _close(working.result())
 
 
 async def _disconnected(request: Request) -> None:
@@ -290,12 +331,16 @@ def _request_id(request: Request) -> str:
     return request.headers.get("x-request-id", "")[:128] or f"req-{id(request):x}"
 
 
-def error_response(error: CoeError) -> JSONResponse:
+def error_response(error: CoeError, host_id: str) -> JSONResponse:
     """The OpenAI error body with the code by which the gateway recognises the class."""
     status, code = _STATUS.get(type(error), (500, "host_error"))
-    headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
+    headers = {"x-coe-host": host_id}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(error.retry_after_s)
     kind = "invalid_request_error" if status < 500 else "server_error"
-    detail = {"message": error.message, "type": kind, "param": error.param, "code": code}
+    # The gateway puts "Expert ... answered" before it, as for every expert.
+    message = error.detail if isinstance(error, ExpertFailed) else error.message
+    detail = {"message": message, "type": kind, "param": error.param, "code": code}
     for name in ("depth", "wait_ms", "deadline_ms", "retry_after_ms", "reason"):
         if hasattr(error, name):
             detail[name] = getattr(error, name)

@@ -222,6 +222,11 @@ class BudgetExceeded(CoeError):
             f"Lower max_tokens or raise the budget.{opens}"
         )
 
+    @property
+    def retry_after_s(self) -> int | None:
+        """Not capped: no client retries a 402 by itself; this is for whoever reads it."""
+        return None if self.opens_in_ms is None else max(1, int(-(-self.opens_in_ms // 1000)))
+
 
 @dataclass(eq=False)
 class RateLimited(CoeError):

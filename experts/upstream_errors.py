@@ -12,6 +12,7 @@ from experts.errors import (
     DeadlineUnreachable,
     ExpertFailed,
     ExpertOutOfService,
+    HostLost,
     HostUnavailable,
     QueueFull,
     SwapFailed,
@@ -35,6 +36,8 @@ def error_from_reply(
     fields = _error_fields(_decoded(body))
     code, detail = _text(fields.get("code")), _detail(fields, body)
     retry_after_ms = _retry_after_ms(headers)
+    if status == 503 and code == "host_lost":
+        return HostLost(expert, headers.get("x-coe-host", ""))
     if status == 503 and (typed := _host_error(expert, code, fields, retry_after_ms, waited_ms)):
         return typed
     if status in (401, 403):

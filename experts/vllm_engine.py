@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from experts.errors import (
     CanaryMismatch,
     CoeError,
     ExpertFailed,
+    HostLost,
+    HostUnavailable,
     InvalidRequest,
     SwapFailed,
 )
@@ -36,6 +39,7 @@ from experts.types import Endpoint
 SUPPORTED_VLLM = "0.32."
 _EXTENSION = "experts.vllm_worker.WeightPoolExtension"
 _SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_PROMPT_PARAMETERS = frozenset({"input_text", "input_tokens"})  # vLLM's names for the prompt
 _CANARY_LOGPROB_TOLERANCE = 1e-4  # same kernels, same shapes: differences are corruption
 DEFAULT_CANARY_PROMPT = "The quick brown fox jumps over the lazy dog. Paris is the capital of"
 
@@ -310,8 +314,9 @@ class SwappableEngine:
         return self._pooled
 
     async def check_health(self) -> None:
-        """Raise when the engine is dead."""
-        await self._engine.check_health()
+        """Raise HostLost when the engine is dead."""
+        if self._engine.errored:
+            raise HostLost(self.resident or "", "")
 
     @property
     def engine(self) -> Any:
@@ -325,22 +330,39 @@ class SwappableEngine:
     ) -> dict[str, Any] | AsyncIterator[str]:
         """Answer one OpenAI request with the resident weights: a body, or SSE lines.
 
-        Raises InvalidRequest for what vLLM rejects. The first SSE line is produced lazily; closing
-        the iterator aborts the generation.
+        Raises InvalidRequest for what vLLM rejects, HostLost when the engine is dead, and
+        HostUnavailable or ExpertFailed for other failures. The first SSE line is produced lazily;
+        what vLLM finds wrong only then is an error event. Closing the iterator aborts the
+        generation.
         """
-        state = self._serving[expert]
         request = _parse(endpoint, {**body, "model": expert})
         request.cache_salt = self._cache_salt(expert, request.cache_salt)
         # vLLM folds the request id into ids of its own, which must be unique among running ones.
         request.request_id = f"{request_id}-{uuid.uuid4().hex[:8]}"
         try:
-            if endpoint is Endpoint.CHAT:
-                result = await state.openai_serving_chat.create_chat_completion(request)
-            else:
-                result = await state.openai_serving_completion.create_completion(request)
-        except ValueError as error:  # vLLM's validation errors derive from it
-            raise InvalidRequest(getattr(error, "parameter", None), str(error)) from error
-        return _unwrap(expert, result)
+            result = await self._create(expert, endpoint, request)
+        except _vllm_errors() as error:
+            raise _refusal(expert, endpoint, error) from error
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise asyncio.CancelledError  # vLLM turns a cancelled whole answer into an error body
+        unwrapped = _unwrap(expert, result)
+        return unwrapped if isinstance(unwrapped, dict) else self._until_dead(expert, unwrapped)
+
+    async def _create(self, expert: str, endpoint: Endpoint, request: Any) -> Any:
+        state = self._serving[expert]
+        if endpoint is Endpoint.CHAT:
+            return await state.openai_serving_chat.create_chat_completion(request)
+        return await state.openai_serving_completion.create_completion(request)
+
+    async def _until_dead(
+        self, expert: str, events: AsyncGenerator[str, None]
+    ) -> AsyncIterator[str]:
+        """vLLM reports a dead engine as an error of the request; here the whole host is lost."""
+        async with contextlib.aclosing(events):
+            async for event in events:
+                if '"error"' in event and self._engine.errored:
+                    raise HostLost(expert, "")
+                yield event
 
     def _cache_salt(self, expert: str, callers: str | None) -> str:
         """Cached blocks belong to one expert's exact weights, and to the caller's salt if any."""
@@ -358,30 +380,67 @@ def _parse(endpoint: Endpoint, body: Mapping[str, Any]) -> Any:
     from pydantic import ValidationError
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.exceptions import VLLMClientError
 
     model = ChatCompletionRequest if endpoint is Endpoint.CHAT else CompletionRequest
     try:
         return model.model_validate(body)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or None
-        raise InvalidRequest(where, str(first["msg"])) from error
-    except ValueError as error:
-        raise InvalidRequest(getattr(error, "parameter", None), str(error)) from error
+        raise InvalidRequest(_field(first["loc"]), str(first["msg"])) from error
+    except VLLMClientError as error:
+        raise _refusal(str(body["model"]), endpoint, error) from error
+    # Some of vLLM's checks run on the raw body and trip over values of the wrong kind.
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        raise InvalidRequest(None, f"a field has a value of the wrong kind: {error}") from error
 
 
-def _unwrap(expert: str, result: Any) -> dict[str, Any] | AsyncIterator[str]:
+def _field(location: tuple[int | str, ...]) -> str | None:
+    """The path of a field as the caller wrote it: without the names of pydantic's own machinery."""
+    parts = [str(part) for part in location if not str(part).startswith("function-")]
+    return ".".join(parts) or None
+
+
+def _vllm_errors() -> tuple[type[Exception], ...]:
+    """What vLLM's own server turns into an error answer; anything else is a bug, here or there."""
+    from jinja2 import TemplateError
+    from vllm.exceptions import VLLMError
+
+    # The raw ones are those that vLLM has not yet moved under VLLMError (see its error_response).
+    return (VLLMError, ValueError, TypeError, OverflowError, NotImplementedError, TemplateError)
+
+
+def _refusal(expert: str, endpoint: Endpoint, error: Exception) -> CoeError:
+    """What vLLM raised, as our error; whose fault it is, vLLM's own table says."""
+    from vllm.entrypoints.serve import create_error_response
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    if isinstance(error, EngineDeadError):
+        return HostLost(expert, "")
+    info = create_error_response(error).error
+    if info.param in _PROMPT_PARAMETERS:
+        info.param = "messages" if endpoint is Endpoint.CHAT else "prompt"
+    return _error_of(expert, info)
+
+
+def _error_of(expert: str, info: Any) -> CoeError:
+    """``info`` is vLLM's ErrorInfo."""
+    if info.code < 500:
+        return InvalidRequest(info.param, info.message)
+    if info.code == 503:
+        return HostUnavailable(expert, retry_after_ms=1_000.0)
+    return ExpertFailed(expert, info.code, info.message, info.param)
+
+
+def _unwrap(expert: str, result: Any) -> dict[str, Any] | AsyncGenerator[str, None]:
     from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
     if isinstance(result, ErrorResponse):
-        error = result.error
-        if error.code < 500:
-            raise InvalidRequest(error.param, error.message)
-        raise ExpertFailed(expert, error.code, error.message, error.param)
+        raise _error_of(expert, result.error)
     if hasattr(result, "model_dump"):
         body: dict[str, Any] = result.model_dump(mode="json", exclude_unset=False)
         return body
-    stream: AsyncIterator[str] = result
+    stream: AsyncGenerator[str, None] = result
     return stream
 
 

@@ -69,11 +69,12 @@ class WeightPoolExtension:
         before = self._coe_resident
         try:
             self._coe_load(path)
+            result = self._coe_snapshot(expert)
         except Exception:
+            # Half loaded, or loaded but not pooled: either way not what the caller takes it for.
             self._coe_pool.copy_into(before, self._coe_tensors())
             raise
         self._coe_resident = expert
-        result = self._coe_snapshot(expert)
         result["seconds"] = time.perf_counter() - started
         return result
 

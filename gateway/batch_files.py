@@ -19,6 +19,7 @@ import numpy as np
 
 from gateway.batch_lines import (
     DIGEST_BYTES,
+    Charge,
     LineRefused,
     RequestLine,
     digest_of,
@@ -31,7 +32,7 @@ from gateway.batch_plan import Codes, Digests, Indices, Tally, duplicates
 __all__ = ["BatchError", "InputFile", "OutputFile", "lines_left"]
 
 LINE_BYTES_MAX = 16 * 2**20
-LINES_MAX = 2**31 - 1
+OUTPUT_LINE_BYTES_MAX = 2**27  # twice the largest answer that is read
 PROBLEMS_SHOWN = 20
 
 
@@ -122,11 +123,13 @@ class InputFile:
         return line
 
     def _changed(self, index: int) -> BatchError:
-        return BatchError(f"{self._path}:{self._numbers[index]}: changed while the batch was running")
+        return BatchError(
+            f"{self._path}:{self._numbers[index]}: changed while the batch was running"
+        )
 
     def _scan(self) -> None:
         problems = _Problems(self._path)
-        for number, offset, raw in _numbered_lines(self._file):
+        for number, offset, raw in _numbered_lines(self._file, LINE_BYTES_MAX):
             try:
                 line = parse_request_line(_bounded(raw))
             except LineRefused as error:
@@ -147,14 +150,17 @@ class InputFile:
         self._codes.append(self._model_code.setdefault(line.model, len(self._model_code)))
 
 
-def _numbered_lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
-    """(number from 1, offset, text) of each line that is not blank; one byte over the bound at most."""
+def _numbered_lines(file: BinaryIO, bytes_max: int) -> Iterator[tuple[int, int, bytes]]:
+    """(number from 1, offset, text) of each line that is not blank.
+
+    Of a line above the bound one byte more than the bound is kept, to tell.
+    """
     number, offset = 0, 0
-    while raw := file.readline(LINE_BYTES_MAX + 1):
+    while raw := file.readline(bytes_max + 1):
         number += 1
         size = len(raw)
         part = raw
-        while not part.endswith(b"\n") and (part := file.readline(LINE_BYTES_MAX)):
+        while not part.endswith(b"\n") and (part := file.readline(bytes_max)):
             size += len(part)
         if raw.strip():
             yield number, offset, raw
@@ -184,21 +190,10 @@ class OutputFile:
             BatchError: not an output file, locked by another run, or not writable. Nothing was cut.
         """
         self._path = path
-        self.tally = Tally()
         self.cut_bytes = 0
-        self._ids = bytearray()
         self._appended = self._synced = 0
         self._committing = asyncio.Lock()
-        try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        except OSError as error:
-            raise self._unwritable(error) from error
-        try:
-            self._lock()
-            self._recover()
-        except BaseException:
-            os.close(self._fd)
-            raise
+        self._open()
 
     def __enter__(self) -> Self:
         return self
@@ -215,6 +210,30 @@ class OutputFile:
     def digests(self) -> Digests:
         """The names of the custom_ids that stood there when it was opened."""
         return np.frombuffer(bytes(self._ids), dtype=f"S{DIGEST_BYTES}")
+
+    def drop_failed(self) -> None:
+        """Take out every line without a good answer, so that it is asked again. Raises BatchError.
+
+        A copy replaces the file in one step: a crash leaves the old one or the new one.
+        """
+        if not self.tally.total.failed:
+            return
+        copy = self._path.with_name(self._path.name + ".tmp")
+        try:
+            with copy.open("wb") as out, self._reader() as file:
+                out.writelines(
+                    raw
+                    for _, _, raw in _numbered_lines(file, OUTPUT_LINE_BYTES_MAX)
+                    if read_output_line(raw)[1].ok
+                )
+                out.flush()
+                os.fsync(out.fileno())
+            copy.replace(self._path)
+            _sync_folder(self._path)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        os.close(self._fd)
+        self._open()
 
     def append(self, line: bytes) -> None:
         """Write one line, newline included. Raises BatchError; the line may then be torn."""
@@ -242,6 +261,26 @@ class OutputFile:
                 raise self._unwritable(error) from error
             self._synced = reached
 
+    def _open(self) -> None:
+        self.tally = Tally()
+        self._ids = bytearray()
+        try:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            self._lock()
+            self._recover()
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def _reader(self) -> BinaryIO:
+        """The whole file from its start; closing it leaves ours open."""
+        file = os.fdopen(os.dup(self._fd), "rb")
+        file.seek(0)
+        return file
+
     def _lock(self) -> None:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -250,8 +289,8 @@ class OutputFile:
 
     def _recover(self) -> None:
         size = os.fstat(self._fd).st_size
-        with os.fdopen(os.dup(self._fd), "rb") as file:
-            for number, offset, raw in _numbered_lines(file):
+        with self._reader() as file:
+            for number, offset, raw in _numbered_lines(file, OUTPUT_LINE_BYTES_MAX):
                 try:
                     self._note(*read_output_line(raw))
                 except LineRefused as error:
@@ -264,7 +303,7 @@ class OutputFile:
         if not size:
             _sync_folder(self._path)
 
-    def _note(self, custom_id: str, charge: object) -> None:
+    def _note(self, custom_id: str, charge: Charge) -> None:
         self._ids += digest_of(custom_id)
         self.tally.add(charge)
 

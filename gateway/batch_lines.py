@@ -1,4 +1,4 @@
-"""The two line formats of OpenAI's batch files: reading a request line, writing an output line. Pure.
+"""OpenAI's batch file formats: reading a request line, writing an output line. Pure.
 
 A request's body is carried as the bytes that stood in the file, never decoded and encoded again, so
 an expert gets exactly what the caller wrote.
@@ -141,7 +141,7 @@ def _shown(text: str) -> str:
 
 
 def digest_of(custom_id: str) -> bytes:
-    """A name of fixed length for a custom_id of any; equal only for equal ids (BLAKE2b, 128 bit)."""
+    """A name of fixed length, equal only for equal ids (BLAKE2b, 128 bit)."""
     return hashlib.blake2b(custom_id.encode(), digest_size=DIGEST_BYTES).digest()
 
 

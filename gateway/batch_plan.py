@@ -1,4 +1,4 @@
-"""What a batch decides: in which order lines are sent, when one is tried again, what it all came to.
+"""What a batch decides: the order of lines, when to try one again, what it all came to.
 
 Pure: time, randomness and answers are arguments. Lines are known by their index in the input file.
 Grouping by expert is Symbolic-MoE's (arXiv 2503.05641): all requests of one expert run together, so
@@ -15,7 +15,15 @@ import numpy.typing as npt
 
 from gateway.batch_lines import Answer, Charge, Lost
 
-__all__ = ["NO_EXPERT", "Group", "RetryRule", "Tally", "duplicates", "expert_changes", "make_groups"]
+__all__ = [
+    "NO_EXPERT",
+    "Group",
+    "RetryRule",
+    "Tally",
+    "duplicates",
+    "expert_changes",
+    "make_groups",
+]
 
 Indices = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int32]
@@ -41,7 +49,7 @@ class Group:
 
 
 def make_groups(lines: Indices, codes: Codes, names: Sequence[str]) -> list[Group]:
-    """Split ``lines`` by ``codes`` (equal length; ``names[code]`` is the expert). Not yet ordered."""
+    """Split ``lines`` by ``codes`` (as long; ``names[code]`` is the expert). Not ordered yet."""
     by_expert = np.argsort(codes, kind="stable")  # stable: input order survives inside a group
     starts = np.flatnonzero(np.diff(codes[by_expert])) + 1
     parts = [part for part in np.split(by_expert, starts) if part.size]

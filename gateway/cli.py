@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
+import os
 import sys
 import urllib.error
 import urllib.request
@@ -101,6 +102,50 @@ def route(
     _write_json(explanation, json_file)
     if json_file != "-":
         _show_route(explanation, live)
+
+
+@app.command()
+def batch(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN.jsonl", help="Requests, in OpenAI's batch format.")
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT.jsonl", help="Answers; an unfinished one is continued.")
+    ],
+    concurrency: Annotated[int, typer.Option(help="Requests at a time.", min=1, max=1024)] = 16,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Ask again what failed in an earlier run.")
+    ] = False,
+    api_key_env: Annotated[
+        str,
+        typer.Option(help="Environment variable that holds the gateway's key, if it needs one."),
+    ] = "COE_API_KEY",
+    config: ConfigOption = None,
+    url: UrlOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Answer a file of requests, grouped by expert. Running it again goes on where it stopped.
+
+    Exit status: 0 all answered, 1 some failed, 130 stopped by Ctrl-C with lines left.
+    """
+    from gateway.batch import BatchOptions
+    from gateway.batch_client import GatewayAddress
+    from gateway.batch_command import exit_status, run_files
+    from gateway.batch_files import BatchError
+    from gateway.batch_report import show_summary
+
+    gateway = GatewayAddress(
+        url or _gateway_url(config), os.environ.get(api_key_env), connections=concurrency
+    )
+    options = BatchOptions(gateway, concurrency)
+    try:
+        summary = run_files(source, target, options, retry_failed=retry_failed)
+    except BatchError as error:
+        raise CommandFailed(str(error)) from error
+    _write_json({"input": source, "output": target, **summary.as_json()}, json_file)
+    if json_file != "-":
+        show_summary(summary, str(target))
+    raise typer.Exit(exit_status(summary))
 
 
 @app.command()

@@ -55,6 +55,8 @@ def _rates(
     lengths_s = np.diff(starts_s)
     if len(lengths_s) == 0 or not np.allclose(lengths_s, lengths_s[0]):
         raise _wrong(path, "needs at least two windows, all of one length")
+    if (numbers.max() + 1) * len(starts_s) > ROWS_MAX:
+        raise _wrong(path, f"has more than {ROWS_MAX} pairs of client and window")
     rate_rps = np.zeros((int(numbers.max()) + 1, len(starts_s)))
     cv = np.ones_like(rate_rps)
     rate_rps[numbers, start_of_row] = columns["rate_rps"]

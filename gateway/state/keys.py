@@ -73,8 +73,8 @@ class KeyStore:
 
     async def find(self, digest: str) -> KeyRecord | None:
         """The key with this digest, revoked or not."""
-        flat = await self._store.command("HGETALL", _record_key(self._store, digest))
-        return _record(digest, flat) if flat else None
+        stored = await self._store.command("HGETALL", _record_key(self._store, digest))
+        return _record(digest, stored) if stored else None
 
     async def list(self) -> list[KeyRecord]:
         """All keys, oldest first."""
@@ -117,9 +117,8 @@ def _joined(names: Collection[str] | None) -> str | None:
     return None if names is None else " ".join(sorted(names))
 
 
-def _record(digest: str, flat: Sequence[bytes]) -> KeyRecord:
-    text = [part.decode() for part in flat]
-    fields = dict(zip(text[::2], text[1::2], strict=True))
+def _record(digest: str, stored: Mapping[bytes, bytes]) -> KeyRecord:
+    fields = {name.decode(): value.decode() for name, value in stored.items()}
 
     def number(name: str) -> int | None:
         return int(fields[name]) if name in fields else None
