@@ -24,6 +24,7 @@ from experts.types import Endpoint
 from gateway.admission import BodyLimit, ConcurrencyLimit
 from gateway.headers import RequestIds, request_id_of
 from gateway.http_errors import answer_for
+from gateway.keys import sent_secret
 from gateway.metrics import Metrics
 from gateway.openai_http import KeepAlive, OpenAiEndpoint, RouteEndpoint
 from gateway.service import GatewayService
@@ -96,14 +97,16 @@ def _add_hot_routes(app: FastAPI, service: GatewayService, keep_alive: KeepAlive
 
 def _add_models(app: FastAPI, service: GatewayService) -> None:
     @app.get("/v1/models")
-    async def list_models() -> JSONResponse:
-        data = [_model(service, name) for name in service.model_names()]
+    async def list_models(request: Request) -> JSONResponse:
+        access = await service.authenticate(sent_secret(request.scope["headers"]))
+        data = [_model(service, name) for name in service.model_names(access)]
         return JSONResponse({"object": "list", "data": data})
 
     @app.get("/v1/models/{name:path}")
-    async def get_model(name: str) -> JSONResponse:
-        if name not in service.model_names():
-            raise UnknownModel(name, service.model_names())
+    async def get_model(name: str, request: Request) -> JSONResponse:
+        access = await service.authenticate(sent_secret(request.scope["headers"]))
+        if name not in (names := service.model_names(access)):
+            raise UnknownModel(name, names)
         return JSONResponse(_model(service, name))
 
 

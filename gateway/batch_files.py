@@ -34,6 +34,7 @@ __all__ = ["BatchError", "InputFile", "OutputFile", "lines_left"]
 LINE_BYTES_MAX = 16 * 2**20
 OUTPUT_LINE_BYTES_MAX = 2**27  # twice the largest answer that is read
 PROBLEMS_SHOWN = 20
+_OPEN_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND
 
 
 class BatchError(Exception):
@@ -193,7 +194,16 @@ class OutputFile:
         self.cut_bytes = 0
         self._appended = self._synced = 0
         self._committing = asyncio.Lock()
-        self._open()
+        try:
+            self._fd = os.open(path, _OPEN_FLAGS, 0o644)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            self._lock()
+            self._read_all()
+        except BaseException:
+            os.close(self._fd)
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -220,20 +230,27 @@ class OutputFile:
             return
         copy = self._path.with_name(self._path.name + ".tmp")
         try:
-            with copy.open("wb") as out, self._reader() as file:
-                out.writelines(
-                    raw
-                    for _, _, raw in _numbered_lines(file, OUTPUT_LINE_BYTES_MAX)
-                    if read_output_line(raw)[1].ok
-                )
-                out.flush()
-                os.fsync(out.fileno())
-            copy.replace(self._path)
+            fd = os.open(copy, _OPEN_FLAGS | os.O_TRUNC, 0o644)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held before anybody can open it
+                self._copy_good(fd)
+                copy.replace(self._path)
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(self._fd)
+            self._fd = fd
             _sync_folder(self._path)
         except OSError as error:
             raise self._unwritable(error) from error
-        os.close(self._fd)
-        self._open()
+        self._read_all()
+
+    def _copy_good(self, fd: int) -> None:
+        with os.fdopen(os.dup(fd), "wb") as out, self._reader() as file:
+            for _, _, raw in _numbered_lines(file, OUTPUT_LINE_BYTES_MAX):
+                if read_output_line(raw)[1].ok:
+                    out.write(raw)
+        os.fsync(fd)
 
     def append(self, line: bytes) -> None:
         """Write one line, newline included. Raises BatchError; the line may then be torn."""
@@ -261,20 +278,6 @@ class OutputFile:
                 raise self._unwritable(error) from error
             self._synced = reached
 
-    def _open(self) -> None:
-        self.tally = Tally()
-        self._ids = bytearray()
-        try:
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        except OSError as error:
-            raise self._unwritable(error) from error
-        try:
-            self._lock()
-            self._recover()
-        except BaseException:
-            os.close(self._fd)
-            raise
-
     def _reader(self) -> BinaryIO:
         """The whole file from its start; closing it leaves ours open."""
         file = os.fdopen(os.dup(self._fd), "rb")
@@ -286,8 +289,13 @@ class OutputFile:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BatchError(f"another coe batch is writing {self._path}") from error
+        if not os.path.samestat(os.fstat(self._fd), self._path.stat()):
+            raise BatchError(f"{self._path} was replaced while it was being opened")
 
-    def _recover(self) -> None:
+    def _read_all(self) -> None:
+        """Learn what is there; cut a torn end, complete an end that lacks only its newline."""
+        self.tally = Tally()
+        self._ids = bytearray()
         size = os.fstat(self._fd).st_size
         with self._reader() as file:
             for number, offset, raw in _numbered_lines(file, OUTPUT_LINE_BYTES_MAX):

@@ -95,6 +95,7 @@ class GatewaySection(Section):
     port: Port = 8000
     workers: int = Field(1, ge=1, le=256)
     host_token: EnvReference | None = None
+    require_keys: bool = Field(False, description="Refuse requests without a valid API key.")
     limits: LimitsSection = LimitsSection()
 
     @property

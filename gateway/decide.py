@@ -17,11 +17,13 @@ from experts.errors import (
     InvalidRequest,
     NoEligibleExpert,
     PromptTooLong,
+    ScopeDenied,
     StateUnavailable,
     UnknownModel,
 )
 from experts.types import ExpertSpec, Needs
 from gateway.journal import Decision, Journal
+from gateway.keys import Access, KeyScope
 from gateway.tokens import PromptCounter
 from gateway.wire import WireRequest
 from policies.live import PolicySet
@@ -33,6 +35,7 @@ __all__ = ["Decider", "LiveState", "Target"]
 
 AUTO = "auto"
 POLICY_PREFIX = "coe/"
+_ANY = KeyScope()
 
 
 class LiveState(Protocol):
@@ -76,15 +79,19 @@ class Decider:
         """Choose the plan. ``journal.router_ms`` is set on the way.
 
         Raises:
-            UnknownModel, InvalidRequest, PromptTooLong, NoEligibleExpert, and what planning
-            raises: HostUnavailable, DeadlineUnreachable, BudgetExceeded.
+            UnknownModel, InvalidRequest, PromptTooLong, NoEligibleExpert, ScopeDenied,
+            StateUnavailable, and what planning raises: HostUnavailable, DeadlineUnreachable,
+            BudgetExceeded.
         """
-        target = self.target(request)
+        scope = journal.access.scope
+        target = self.target(request, scope)
+        asked_policy = _asked_policy(request, target)
+        _check_access(journal.access, target, asked_policy)
         self._check_state(target.policy)
         self._check_size(request)
         classification = await self._classify(request, target, journal)
         category = classification.category if classification else GENERAL
-        specs = self._specs_in_play(target, category)
+        specs, denied = _permitted(self._specs_in_play(target, category), scope)
         output_tokens = request.max_output_tokens or target.policy.max_output_tokens_default
         prompt_tokens = await self._counter.count(
             specs,
@@ -94,7 +101,8 @@ class Decider:
             output_tokens=output_tokens,
         )
         needs = _needs(request, prompt_tokens, output_tokens)
-        kept, exclusions = eligible(specs, needs)
+        kept, unfit = eligible(specs, needs)
+        exclusions = unfit | denied
         if not kept:
             raise _nobody(specs, needs, exclusions)
         candidates = tuple(self._live.candidate(spec) for spec in kept)
@@ -108,6 +116,9 @@ class Decider:
             exclusions=exclusions,
             prompt_tokens=prompt_tokens,
             max_output_tokens=output_tokens,
+            asked_policy=asked_policy,
+            named_expert=target.expert.id if target.expert is not None else None,
+            limits_fail_open=_limits_fail_open(target.policy),
         )
 
     def _check_state(self, policy: Policy) -> None:
@@ -115,8 +126,16 @@ class Decider:
         if policy.on_state_outage.get("routing") == "closed" and not self._state_available():
             raise StateUnavailable("routing")
 
-    def target(self, request: WireRequest) -> Target:
-        """Resolve ``model`` and ``coe.policy``. Raises UnknownModel or InvalidRequest."""
+    def check_listing(self, access: Access) -> None:
+        """Whether the model list may be shown; the default policy speaks for it in an outage."""
+        if access.unverified and not _limits_fail_open(self._policies().default_policy):
+            raise StateUnavailable("keys")
+
+    def target(self, request: WireRequest, scope: KeyScope = _ANY) -> Target:
+        """Resolve ``model`` and ``coe.policy``. Raises UnknownModel or InvalidRequest.
+
+        ``scope`` bounds what the error names, nothing else.
+        """
         policies, asked = self._policies(), request.coe.policy
         if asked is not None and asked not in policies:
             known = ", ".join(policies.names)
@@ -128,12 +147,14 @@ class Decider:
         name = policies.default if model == AUTO else model.removeprefix(POLICY_PREFIX)
         if (model == AUTO or model.startswith(POLICY_PREFIX)) and name in policies:
             return Target(override or policies.get(name), None)
-        raise UnknownModel(model, self.model_names())
+        raise UnknownModel(model, self.model_names(scope))
 
-    def model_names(self) -> tuple[str, ...]:
-        """Everything ``model`` may say: auto, the policies, the experts."""
-        policies = (f"{POLICY_PREFIX}{name}" for name in self._policies().names)
-        return (AUTO, *policies, *self._catalogue.ids)
+    def model_names(self, scope: KeyScope = _ANY) -> tuple[str, ...]:
+        """Everything ``model`` may say within ``scope``: auto, the policies, the experts."""
+        policies = self._policies()
+        auto = (AUTO,) if scope.allows_policy(policies.default) else ()
+        named = (f"{POLICY_PREFIX}{name}" for name in policies.names if scope.allows_policy(name))
+        return (*auto, *named, *filter(scope.allows_naming, self._catalogue.ids))
 
     def _check_size(self, request: WireRequest) -> None:
         if (chars := request.prompt_chars) > self._prompt_chars_max:
@@ -162,6 +183,37 @@ class Decider:
         policy = target.policy
         route = policy.routes.get(category, policy.default).experts
         return [self._catalogue.get(n) for n in dict.fromkeys((*route, *policy.fallbacks))]
+
+
+def _asked_policy(request: WireRequest, target: Target) -> str | None:
+    """The policy the caller chose; None when an expert was named and the default's caps hold."""
+    return request.coe.policy if target.expert is not None else target.policy.name
+
+
+def _limits_fail_open(policy: Policy) -> bool:
+    return policy.on_state_outage.get("budgets") == "open"
+
+
+def _check_access(access: Access, target: Target, asked_policy: str | None) -> None:
+    """Raises StateUnavailable for a key that cannot be looked up, and ScopeDenied."""
+    if access.unverified and not _limits_fail_open(target.policy):
+        raise StateUnavailable("keys")
+    scope = access.scope
+    if asked_policy is not None and not scope.allows_policy(asked_policy):
+        raise ScopeDenied("policy", asked_policy)
+    if target.expert is not None and not scope.allows_naming(target.expert.id):
+        raise ScopeDenied("expert", target.expert.id)
+
+
+def _permitted(
+    specs: Sequence[ExpertSpec], scope: KeyScope
+) -> tuple[Sequence[ExpertSpec], dict[str, str]]:
+    """The experts a key may use, and why not the others. Raises ScopeDenied if none is left."""
+    kept = [spec for spec in specs if scope.allows_expert(spec.id)]
+    if not kept:
+        raise ScopeDenied("expert", specs[0].id)
+    denied = [spec.id for spec in specs if not scope.allows_expert(spec.id)]
+    return kept, dict.fromkeys(denied, "outside the API key's scope")
 
 
 def _needs(request: WireRequest, prompt_tokens: int, output_tokens: int) -> Needs:

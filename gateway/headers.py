@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from experts.types import MICRO_USD_PER_USD
 from gateway.journal import Journal
+from gateway.keys import written_duration
 
 __all__ = ["RequestIds", "coe_headers", "request_id_of"]
 
@@ -21,6 +22,12 @@ _REQUEST_ID = b"x-request-id"
 def coe_headers(journal: Journal, *, whole: bool) -> list[Header]:
     """What is known when the headers go out; ``whole``: the answer is complete, cost included."""
     headers: list[Header] = [(b"x-coe-decision-id", journal.decision_id.encode())]
+    for bucket, rate in journal.rates.items():
+        headers += [
+            (b"x-ratelimit-limit-" + bucket.encode(), b"%d" % rate.limit),
+            (b"x-ratelimit-remaining-" + bucket.encode(), b"%d" % rate.remaining),
+            (b"x-ratelimit-reset-" + bucket.encode(), written_duration(rate.reset_ms).encode()),
+        ]
     if journal.decision is None:
         return headers
     plan = journal.decision.plan

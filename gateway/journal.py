@@ -6,6 +6,7 @@ record, metrics and the log line are all made from it, so they cannot disagree.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,11 +15,12 @@ from typing import Any
 from experts.errors import CoeError
 from experts.protocol import CallTimings
 from experts.types import MICRO_USD_PER_USD, ExpertSpec, Usage
+from gateway.keys import Access, RateState
 from gateway.wire import WireRequest
 from policies.types import Candidate, Plan
 from routers.types import Classification
 
-__all__ = ["Decision", "Journal", "StageNote"]
+__all__ = ["Admission", "Decision", "Journal", "StageNote"]
 
 _POSTERIOR_KEPT = 5
 
@@ -37,6 +39,18 @@ class Decision:
     exclusions: Mapping[str, str]
     prompt_tokens: int
     max_output_tokens: int  # per choice
+    asked_policy: str | None = None  # None: the caller named an expert and no policy
+    named_expert: str | None = None
+    limits_fail_open: bool = False  # a key's limits may go unchecked while the store is away
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A request's place under its key, to be settled once. ``asking`` may still be under way."""
+
+    id: str
+    digest: str = field(repr=False)
+    asking: asyncio.Future[Any]
 
 
 @dataclass(slots=True)
@@ -69,6 +83,9 @@ class Journal:
     endpoint: str
     arrived_ms: float
     wall_ms: int
+    access: Access = field(default_factory=Access)
+    admission: Admission | None = None  # the gate's; gone once settled
+    rates: Mapping[str, RateState] = field(default_factory=dict)
     request: WireRequest | None = None
     decision: Decision | None = None
     router_ms: float = 0.0
@@ -166,6 +183,7 @@ def decision_record(journal: Journal) -> dict[str, Any]:
         "request_id": journal.request_id,
         "at_ms": journal.wall_ms,
         "endpoint": journal.endpoint,
+        "key_id": journal.access.key.id if journal.access.key else None,
         "outcome": journal.outcome,
         "error": type(journal.error).__name__ if journal.error else None,
         "expert": journal.served.expert if journal.served else None,

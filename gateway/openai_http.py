@@ -16,6 +16,7 @@ from gateway.client_watch import ClientGone, ClientWatch
 from gateway.headers import Header, coe_headers, request_id_of
 from gateway.http_errors import answer_for, error_object
 from gateway.journal import Journal
+from gateway.keys import sent_secret
 from gateway.plan_run import OpenAnswer
 from gateway.service import GatewayService
 from gateway.sse import DONE_EVENT, KEEP_ALIVE, framed
@@ -54,10 +55,13 @@ class OpenAiEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._service.journal(self._endpoint.value, request_id_of(scope)) as journal:
-            await self._serve(journal, receive, send)
+            await self._serve(journal, sent_secret(scope["headers"]), receive, send)
 
-    async def _serve(self, journal: Journal, receive: Receive, send: Send) -> None:
+    async def _serve(
+        self, journal: Journal, secret: str | None, receive: Receive, send: Send
+    ) -> None:
         try:
+            journal.access = await self._service.authenticate(secret)
             raw = await read_body(receive)
             async with ClientWatch(receive) as watch:
                 request = parse_request(raw, self._endpoint)
@@ -67,12 +71,14 @@ class OpenAiEndpoint:
             journal.outcome = "client_closed"
         except CoeError as error:
             journal.outcome, journal.error = "error", error
+            await self._service.settle(journal)
             await _send_error(send, error, journal)
 
     async def _complete(
         self, request: WireRequest, journal: Journal, send: Send, watch: ClientWatch
     ) -> None:
         body = msgspec.json.encode(await self._service.complete(request, journal))
+        await self._service.settle(journal)
         headers: list[Header] = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
@@ -93,10 +99,13 @@ class OpenAiEndpoint:
             ):
                 await keeping.stop()
                 await _relay(answer, out)
+                await self._service.settle(journal)
+                await out.end(DONE_EVENT)
         except CoeError as error:
             if not out.started:
                 raise
             journal.outcome, journal.error = "error", error
+            await self._service.settle(journal)
             await out.event(error_object(error))
             await out.end(b"")
 
@@ -105,7 +114,6 @@ async def _relay(answer: OpenAnswer, out: _EventSender) -> None:
     async with aclosing(answer.batches()) as batches:
         async for payloads in batches:
             await out.write(framed(payloads))
-    await out.end(DONE_EVENT)
 
 
 class _EventSender:
@@ -207,10 +215,13 @@ class RouteEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._service.journal("route", request_id_of(scope)) as journal:
-            await self._serve(journal, receive, send)
+            await self._serve(journal, sent_secret(scope["headers"]), receive, send)
 
-    async def _serve(self, journal: Journal, receive: Receive, send: Send) -> None:
+    async def _serve(
+        self, journal: Journal, secret: str | None, receive: Receive, send: Send
+    ) -> None:
         try:
+            journal.access = await self._service.authenticate(secret)
             request = parse_route_request(await read_body(receive))
             view = await self._service.explain(request, journal)
         except ClientGone:

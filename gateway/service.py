@@ -14,8 +14,10 @@ from typing import Any, Protocol
 from experts.catalogue import Catalogue
 from experts.errors import CoeError
 from experts.types import ExpertSpec
+from gateway.access import Gate, OpenGate
 from gateway.decide import Decider, LiveState
 from gateway.journal import Journal, decision_record, explanation
+from gateway.keys import Access
 from gateway.plan_run import OpenAnswer, PlanRun
 from gateway.stage_call import Caller, Leases, Timeouts
 from gateway.wire import WireRequest
@@ -65,9 +67,11 @@ class GatewayService:
         timeouts: Timeouts,
         clock: Clock,
         new_id: Callable[[], str],
+        gate: Gate,
         records: RecordSink | None,
         observers: Sequence[Callable[[Journal], None]],
     ) -> None:
+        self._gate = gate
         self._catalogue = catalogue
         self._decider = decider
         self._caller = caller
@@ -104,6 +108,17 @@ class GatewayService:
         finally:
             self._close(journal)
 
+    async def authenticate(self, secret: str | None) -> Access:
+        """Who asks, by the secret that was sent. Raises AuthenticationFailed."""
+        return await self._gate.authenticate(secret)
+
+    async def settle(self, journal: Journal) -> None:
+        """Charge the request's key. To be called when all is spent, before the last byte is sent.
+
+        A request that ends any other way is settled when its journal closes.
+        """
+        await self._gate.settle(journal)
+
     async def complete(self, request: WireRequest, journal: Journal) -> dict[str, Any]:
         """A whole answer's body. Cancelling it cancels the generation. Raises CoeError."""
         run = await self._started(request, journal)
@@ -131,19 +146,24 @@ class GatewayService:
         journal.decision = await self._decider.decide(request, journal)
         return explanation(journal)
 
-    def model_names(self) -> tuple[str, ...]:
-        """Everything ``model`` may say, in the order in which it should be listed."""
-        return self._decider.model_names()
+    def model_names(self, access: Access) -> tuple[str, ...]:
+        """Everything ``model`` may say for this caller, in the order in which to list it.
+
+        Raises StateUnavailable for a key that cannot be looked up.
+        """
+        self._decider.check_listing(access)
+        return self._decider.model_names(access.scope)
 
     def expert(self, name: str) -> ExpertSpec | None:
         return self._catalogue.get(name) if name in self._catalogue else None
 
     async def _started(self, request: WireRequest, journal: Journal) -> PlanRun:
         journal.request = request
-        journal.decision = await self._decider.decide(request, journal)
+        journal.decision = decision = await self._decider.decide(request, journal)
+        await self._gate.admit(journal, request, decision)
         return PlanRun(
             request=request,
-            decision=journal.decision,
+            decision=decision,
             journal=journal,
             caller=self._caller,
             timeouts=self._timeouts,
@@ -152,6 +172,7 @@ class GatewayService:
 
     def _close(self, journal: Journal) -> None:
         journal.ended_ms = self._clock.now_ms()
+        self._gate.close(journal)
         if self._records is not None and journal.request is not None:
             self._records.append(decision_record(journal))
         for observe in self._observers:
@@ -167,11 +188,15 @@ def build_service(
     limits: ServiceLimits,
     clock: Clock,
     new_id: Callable[[], str],
+    gate: Gate | None = None,
     records: RecordSink | None = None,
     observers: Sequence[Callable[[Journal], None]] = (),
     state_available: Callable[[], bool] = lambda: True,
 ) -> GatewayService:
-    """Put the use case together. The arguments stay the caller's to close."""
+    """Put the use case together. The arguments stay the caller's to close.
+
+    ``gate`` None: no keys, everybody may ask.
+    """
     return GatewayService(
         catalogue=catalogue,
         decider=Decider(
@@ -191,6 +216,7 @@ def build_service(
         ),
         clock=clock,
         new_id=new_id,
+        gate=gate or OpenGate(),
         records=records,
         observers=observers,
     )

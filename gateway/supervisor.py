@@ -9,6 +9,7 @@ start and no crash of one touches another.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import secrets
@@ -38,7 +39,7 @@ from gateway.process_tree import (
 )
 from gateway.progress import Progress
 
-STEPS = 6
+STEPS = 5
 _APP_NAME = "coe-experts"
 _BASE_MEMORY_BYTES = 3 << 30  # Ray, store, gateway and the engine's own code
 _WORKER_STOP_S = 10.0
@@ -130,9 +131,8 @@ def _start_and_watch(
         workers = Workers(listener, options.workers or config.gateway.workers)
         stack.callback(workers.stop)
         workers.start()
-        _wait_ready(listener.getsockname(), workers)
-    with progress.step("ready"):
-        _print_ready(config, listener.getsockname())
+        state = _wait_ready(listener.getsockname(), workers)
+    _print_ready(config, listener.getsockname(), state)
     own = child_pids()
     while not stop.wait(1.0):
         workers.keep_alive()
@@ -422,7 +422,10 @@ class Workers:
                 process.wait()
 
 
-def _wait_ready(address: tuple[Any, ...], workers: Workers, timeout_s: float = 60.0) -> None:
+def _wait_ready(
+    address: tuple[Any, ...], workers: Workers, timeout_s: float = 60.0
+) -> dict[str, Any]:
+    """The readiness report of the first worker that can serve."""
     import urllib.error
     import urllib.request
 
@@ -434,8 +437,9 @@ def _wait_ready(address: tuple[Any, ...], workers: Workers, timeout_s: float = 6
         if status is not None:
             raise StartFailed(f"the gateway ended with status {status}; see its message above")
         try:
-            with urllib.request.urlopen(url, timeout=2):  # our own loopback or bind address
-                return
+            with urllib.request.urlopen(url, timeout=2) as reply:  # our own address
+                report: dict[str, Any] = json.load(reply)
+                return report
         except urllib.error.HTTPError as error:
             last = error.read().decode(errors="replace")
         except OSError as error:
@@ -448,11 +452,12 @@ def _dialable(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
 
 
-def _print_ready(config: Config, address: tuple[Any, ...]) -> None:
+def _print_ready(config: Config, address: tuple[Any, ...], state: dict[str, Any]) -> None:
     base = f"http://{_dialable(address[0])}:{address[1]}"
+    worse = "".join(f"\n       {name}: {why}" for name, why in state.get("degraded", {}).items())
     print(
         f"""
-READY  {base}/v1   experts: {", ".join(config.catalogue.ids)}
+READY  {base}/v1   experts: {", ".join(config.catalogue.ids)}{worse}
 
   curl {base}/v1/chat/completions -H 'content-type: application/json' -d '{{
     "model": "auto",

@@ -41,6 +41,7 @@ def log_request(journal: Journal) -> None:
         "request_id": journal.request_id,
         "decision_id": journal.decision_id,
         "endpoint": journal.endpoint,
+        "key_id": journal.access.key.id if journal.access.key else None,
         "status": status_of(journal),
         "outcome": journal.outcome,
         "error": type(journal.error).__name__ if journal.error else None,

@@ -20,12 +20,14 @@ from deployments.host_directory import HostDirectory
 from deployments.registry import HostRegistry
 from deployments.store import StateStore
 from experts.types import SourceKind
+from gateway.access import AccessControl
 from gateway.app import HttpLimits, Readiness, create_app
 from gateway.backends import BackendPool
 from gateway.config import Config
 from gateway.metrics import Metrics
 from gateway.service import Clock, GatewayService, ServiceLimits, build_service
 from gateway.state.decisions import DecisionLog
+from gateway.state.keys import KeyLedger, KeyStore
 from gateway.telemetry import log_request
 from policies.live import PolicyWatcher
 from routers.router import SemanticRouter
@@ -69,6 +71,13 @@ async def open_parts(config: Config, redis_url: str) -> AsyncIterator[Parts]:
         decisions = DecisionLog(store)
         stack.push_async_callback(decisions.aclose)
         decisions.start()
+        gate = AccessControl(
+            KeyStore(store),
+            KeyLedger(store),
+            require_keys=config.gateway.require_keys,
+            request_timeout_ms=config.gateway.limits.request_timeout_ms,
+        )
+        stack.push_async_callback(gate.aclose)
         metrics = Metrics()
         experts = BackendPool(
             directory=directory,
@@ -85,6 +94,7 @@ async def open_parts(config: Config, redis_url: str) -> AsyncIterator[Parts]:
             limits=_limits(config),
             clock=clock(),
             new_id=lambda: f"dec-{uuid.uuid4().hex}",
+            gate=gate,
             records=decisions,
             observers=(metrics.observe, log_request),
             state_available=lambda: store.available and not directory.stale,

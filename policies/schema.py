@@ -79,6 +79,7 @@ class OutageSection(Section):
     """What happens while the state store is away: go on, or refuse."""
 
     routing: Literal["open", "closed"] = "open"
+    budgets: Literal["open", "closed"] = "closed"
 
 
 class PolicyFile(Section):

@@ -16,7 +16,12 @@ import pytest
 from deployments.embedded_valkey import EmbeddedValkey
 from tests.integration.stack import Stack, launch, quickstart_is_prepared, wait_ready, write_config
 
-pytestmark = [pytest.mark.engine, pytest.mark.ray, pytest.mark.valkey]
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.ray,
+    pytest.mark.valkey,
+    pytest.mark.timeout(600),
+]
 
 RECOVERY_S = 150.0
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.integration.stack import Stack, launch, quickstart_is_prepared, wait_ready, write_config
 
-pytestmark = [pytest.mark.engine, pytest.mark.ray]
+pytestmark = [pytest.mark.engine, pytest.mark.ray, pytest.mark.timeout(600)]
 
 PROMPTS = {
     "general": "Who wrote the play Hamlet?",

@@ -19,7 +19,7 @@ from experts.types import Endpoint
 from experts.vllm_engine import EngineSettings, SwappableEngine
 from tests.integration.tiny_models import write_tiny_llama
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 PROMPTS = ("The sea is", "abc abc abc", "Once upon a time there was a very small engine.")
 TOKENS = 24

@@ -49,7 +49,7 @@ def test_a_file_becomes_a_policy_named_by_its_stem(tmp_path: Path) -> None:
     assert policy.calibrations == {"math": Calibration(4.0, 2.0)}
     assert policy.window == StreamWindow(8, 900)
     assert policy.caps == Caps(stages=2, cost_micro_usd=10_000, deadline_ms=60_000)
-    assert policy.on_state_outage == {"routing": "open"}
+    assert policy.on_state_outage == {"routing": "open", "budgets": "closed"}
 
 
 def test_an_unknown_expert_has_line_and_nearest_name() -> None:
