@@ -63,7 +63,7 @@ def _measure(shape: str, swaps: int) -> dict[str, Any]:
         torch.manual_seed(seed)
         for tensor in tensors.values():
             tensor.normal_()
-        pool.snapshot(expert, tensors)
+        pool.snapshot(expert, tensors, cost_s=1.0)
         sums[expert] = _checksum(tensors)
     swap_ms, identical = [], True
     for number in range(swaps):

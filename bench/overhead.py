@@ -13,6 +13,8 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
+import secrets
 import socket
 import statistics
 import subprocess
@@ -30,6 +32,7 @@ import aiohttp  # noqa: E402 - the project root has to be importable first
 import psutil  # noqa: E402
 
 from bench import _report  # noqa: E402
+from deployments.environment import REDIS_ENV  # noqa: E402
 
 ARTIFACT = ROOT / "routers" / "data" / "quickstart" / "artifact"
 CHUNKS = 50
@@ -63,6 +66,8 @@ async def main() -> int:
             result = await _measure(http, upstream, plain, options)
     with contextlib.ExitStack() as stack:
         result |= await _with_router(stack, options)
+    with contextlib.ExitStack() as stack:
+        result |= await _with_keys(stack, options)
     _print(result)
     _report.write(result, options.json)
     return 0
@@ -77,6 +82,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--upstream", help=argparse.SUPPRESS)
     parser.add_argument("--router", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--keys", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -147,10 +153,64 @@ async def _with_router(stack: contextlib.ExitStack, options: argparse.Namespace)
     }
 
 
-def _asker(http: aiohttp.ClientSession, prompt: str = PROMPT) -> Call:
+async def _with_keys(stack: contextlib.ExitStack, options: argparse.Namespace) -> dict[str, Any]:
+    """What a key with every kind of limit adds: the same gateway with and without it, in turns.
+
+    Look-up, admission and settlement are a round trip each to a Valkey server on this machine.
+    """
+    from deployments.embedded_valkey import EmbeddedValkey
+
+    os.environ[REDIS_ENV] = stack.enter_context(EmbeddedValkey()).url
+    secret = await _new_key()
+    upstream = stack.enter_context(_serving("upstream")).url
+    url, pid = stack.enter_context(_serving("gateway", "--upstream", upstream, "--keys"))
+    async with _client() as http:
+        await asyncio.gather(_ready(http, upstream, "/v1/models"), _ready(http, url))
+        ask, ask_keyed = _asker(http), _asker(http, secret=secret)
+
+        async def either(secret_sent: str) -> float:
+            return await (ask_keyed if secret_sent else ask)(url)
+
+        await _alternating(either, ("", secret), 50)
+        plain_ms, keyed_ms = await _alternating(either, ("", secret), options.rounds)
+        rps, cpu_ms = await _rate(ask, url, 64, options.seconds, pid)
+        keyed_rps, keyed_cpu_ms = await _rate(ask_keyed, url, 64, options.seconds, pid)
+    return {
+        "key_added_p50_ms": round(_p(keyed_ms, 50) - _p(plain_ms, 50), 3),
+        "key_added_p99_ms": round(_p(keyed_ms, 99) - _p(plain_ms, 99), 3),
+        "keyless_rps_c64": rps,
+        "keyed_rps_c64": keyed_rps,
+        "keyless_cpu_ms_per_request": cpu_ms,
+        "keyed_cpu_ms_per_request": keyed_cpu_ms,
+    }
+
+
+async def _new_key() -> str:
+    from deployments.store import StateStore
+    from gateway.keys import KeyBudgets, KeyLimits, KeyScope, digest_of, key_secret
+    from gateway.state.keys import KeyStore
+
+    store = StateStore(os.environ[REDIS_ENV], timeout_ms=5_000)
+    secret, much = key_secret(secrets.token_bytes(32)), 10**12
+    await KeyStore(store).create(
+        digest_of(secret),
+        "bench",
+        KeyScope(),
+        KeyLimits(10**8, 10**9, 10**6),
+        KeyBudgets(much, much, much, much),
+    )
+    await store.aclose()
+    return secret
+
+
+def _asker(http: aiohttp.ClientSession, prompt: str = PROMPT, secret: str = "") -> Call:
+    headers = {"authorization": f"Bearer {secret}"} if secret else {}
+
     async def ask(url: str) -> float:
         started = time.perf_counter()
-        async with http.post(url + PATH, data=_body("plain", prompt, stream=False)) as answer:
+        async with http.post(
+            url + PATH, data=_body("plain", prompt, stream=False), headers=headers
+        ) as answer:
             body = await answer.read()
         took_ms = (time.perf_counter() - started) * 1000.0
         if answer.status != 200 or b"a short answer" not in body:
@@ -357,6 +417,7 @@ def _gateway_app(options: argparse.Namespace) -> Any:
         limits=ServiceLimits(),
         clock=Clock(lambda: time.monotonic() * 1000, lambda: int(time.time() * 1000)),
         new_id=lambda: uuid.uuid4().hex,
+        gate=_gate() if options.keys else None,
         observers=(metrics.observe, log_request),
     )
 
@@ -364,6 +425,17 @@ def _gateway_app(options: argparse.Namespace) -> Any:
         return Readiness()
 
     return create_app(service, metrics=metrics, readiness=readiness)
+
+
+def _gate() -> Any:
+    from deployments.store import StateStore
+    from gateway.access import AccessControl
+    from gateway.state.keys import KeyLedger, KeyStore
+
+    store = StateStore(os.environ[REDIS_ENV], timeout_ms=5_000)
+    return AccessControl(
+        KeyStore(store), KeyLedger(store), require_keys=False, request_timeout_ms=120_000
+    )
 
 
 def _router() -> Any:

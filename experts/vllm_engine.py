@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import time
@@ -80,9 +81,13 @@ class Pooled:
 
 @dataclass(frozen=True, slots=True)
 class SwapReport:
-    """What a swap took: the copy inside the worker, the whole call, and the canary apart."""
+    """What a swap took: the copy inside the worker, the whole call, and the canary apart.
+
+    ``source``: "pool", or "disk" when the pool did not hold the weights.
+    """
 
     expert: str
+    source: str
     bytes: int
     copy_ms: float
     swap_ms: float
@@ -117,6 +122,7 @@ class SwappableEngine:
     def __init__(self, engine: Any, settings: EngineSettings) -> None:
         self._engine = engine
         self._settings = settings
+        self._paths: dict[str, str] = {}
         self._pooled: dict[str, Pooled] = {}
         self._serving: dict[str, Any] = {}
         self.resident: str | None = None
@@ -182,15 +188,21 @@ class SwappableEngine:
         others: list[str],
         progress: Callable[[str], None],
     ) -> dict[str, str]:
+        """Pool as many as fit, in order; the rest stay on disk until somebody asks for them."""
         total = len(experts)
         progress(f"pooling {first} (1 of {total})")
         opened = await self._rpc("coe_open_pool", self._settings.pool_bytes, first)
-        await self._admit(first, experts[first], opened)
+        self._paths[first] = experts[first]
+        await self._admit(first, opened)
         refused: dict[str, str] = {}
         for at, expert in enumerate(others, start=2):
-            progress(f"pooling {expert} ({at} of {total})")
             try:
-                await self.pool(expert, experts[expert])
+                if at <= opened["entries_max"]:
+                    progress(f"pooling {expert} ({at} of {total})")
+                    await self.pool(expert, experts[expert])
+                else:
+                    progress(f"{expert} stays on disk: the pool is full ({at} of {total})")
+                    self.add(expert, experts[expert])
             except CoeError as error:
                 refused[expert] = error.message
         if self.resident != first:
@@ -203,65 +215,80 @@ class SwappableEngine:
 
     # --- pool and swap ----------------------------------------------------------------------------
 
-    async def pool(self, expert: str, path: str) -> Pooled:
-        """Load an expert from disk into the pool. The engine must be idle; it is resident after."""
+    def add(self, expert: str, path: str) -> None:
+        """Make an expert known; its weights are read when it is first asked for.
+
+        Raises ArtifactError when it cannot share this engine.
+        """
         from experts.compat import check_compatible
 
-        base = self._engine.vllm_config.model_config.model
-        check_compatible(base, path, expert=expert)
-        try:
-            result = await self._rpc("coe_pool_expert", expert, path)
-        except ArtifactError:
-            raise
-        except Exception as error:  # the worker's exception arrives without its class
-            raise ArtifactError(path, f"{expert} could not be pooled: {error}") from error
-        return await self._admit(expert, path, result)
+        check_compatible(self._engine.vllm_config.model_config.model, path, expert=expert)
+        self._paths[expert] = path
 
-    async def _admit(self, expert: str, path: str, result: Mapping[str, Any]) -> Pooled:
-        """Record the canary of freshly loaded weights and set up the serving layer."""
-        self.resident = expert
-        await self._forget_cached_prefixes()
+    async def pool(self, expert: str, path: str) -> Pooled:
+        """Load an expert from disk now; it is resident afterwards. The engine must be idle.
+
+        Raises ArtifactError; the expert that was resident before is put back then.
+        """
+        before = self.resident
+        self.add(expert, path)
+        try:
+            await self.make_resident(expert)
+        except SwapFailed as error:
+            del self._paths[expert]
+            if before is not None:
+                await self.make_resident(before)
+            raise ArtifactError(path, f"{expert} could not be pooled: {error.reason}") from error
+        return self._pooled[expert]
+
+    async def _admit(self, expert: str, result: Mapping[str, Any]) -> None:
+        """Weights came in for the first time: record their canary, set up the serving layer."""
         canary = await self._ask_canary()
-        pooled = Pooled(
-            expert, result["bytes"], result["digest"], canary, result.get("seconds", 0.0)
+        self._serving[expert] = await _serving_state(self._engine, expert, self._paths[expert])
+        self._pooled[expert] = Pooled(
+            expert, result["bytes"], result["digest"], canary, result["seconds"]
         )
-        self._pooled[expert] = pooled
-        self._serving[expert] = await _serving_state(self._engine, expert, path)
-        return pooled
+        self.resident = expert
 
     async def make_resident(self, expert: str) -> SwapReport:
         """Exchange the weights and prove them. Raises SwapFailed or CanaryMismatch.
 
         The engine must have no request running. After an error the slot holds no known expert.
         """
-        if expert not in self._pooled:
+        if expert not in self._paths:
             raise SwapFailed(expert, "not in the weight pool")
         self.resident = None
         started = time.perf_counter()
-        try:
-            result = await self._copied(expert)
-        except Exception as error:  # the worker's exception arrives without its class
-            raise SwapFailed(expert, str(error)) from error
+        result = await self._exchanged(expert)
         swapped = time.perf_counter()
-        if self._settings.canary_enabled:
+        if expert not in self._pooled:
+            await self._admit(expert, result)
+        elif self._settings.canary_enabled:
             await self._check_canary(expert)
         self.resident = expert
         return SwapReport(
             expert,
+            result["source"],
             result["bytes"],
             result["seconds"] * 1e3,
             (swapped - started) * 1e3,
             (time.perf_counter() - swapped) * 1e3,
         )
 
-    async def _copied(self, expert: str) -> Any:
-        """The copy, waited for even when cancelled: two swaps must never write at once."""
-        copying = asyncio.ensure_future(self._rpc("coe_make_resident", expert))
+    async def _exchanged(self, expert: str) -> dict[str, Any]:
+        """The exchange, waited for even when cancelled: two must never write at once."""
+        writing = asyncio.ensure_future(self._rpc("coe_make_resident", expert, self._paths[expert]))
         try:
-            return await asyncio.shield(copying)
+            result: dict[str, Any] = await asyncio.shield(writing)
         except asyncio.CancelledError:
-            await asyncio.wait({copying})
+            await asyncio.wait({writing})
             raise
+        except Exception as error:  # the worker's exception arrives without its class
+            raise SwapFailed(expert, str(error)) from error
+        known = self._pooled.get(expert)
+        if known is not None and result.get("digest", known.digest) != known.digest:
+            raise SwapFailed(expert, "its weights on disk are not those that were loaded before")
+        return result
 
     async def _check_canary(self, expert: str) -> None:
         want = self._pooled[expert].canary
@@ -289,11 +316,6 @@ class SwappableEngine:
         token = answer.token_ids[0]
         return Canary(token, float(answer.logprobs[0][token].logprob))
 
-    async def _forget_cached_prefixes(self) -> None:
-        """New weights under an old name: blocks computed by the old ones must not be hit."""
-        if not await self._engine.reset_prefix_cache():
-            raise SwapFailed(self.resident or "", "the prefix cache is in use")
-
     async def plain_copy_ms(self, repeats: int) -> list[float]:
         """Milliseconds of plain copies of an entry's bytes, made where the swap is made."""
         return [s * 1e3 for s in await self._rpc("coe_plain_copy_seconds", repeats)]
@@ -303,14 +325,13 @@ class SwappableEngine:
         return str(await self._rpc("coe_corrupt", expert, tensor_index))
 
     async def _rpc(self, method: str, *args: Any) -> Any:
-        """Call all workers; the slowest one's view of time and size is the one that counts."""
+        """Call all workers (tensor-parallel ranks) and join what they report."""
         results = await self._engine.collective_rpc(method, args=args)
-        if isinstance(results[0], dict) and "seconds" in results[0]:
-            return max(results, key=lambda r: r["seconds"])
-        return results[0]
+        return join_ranks(results) if isinstance(results[0], dict) else results[0]
 
     @property
     def pooled(self) -> Mapping[str, Pooled]:
+        """Experts whose weights have been loaded at least once."""
         return self._pooled
 
     async def check_health(self) -> None:
@@ -368,6 +389,18 @@ class SwappableEngine:
         """Cached blocks belong to one expert's exact weights, and to the caller's salt if any."""
         own = f"{expert}@{self._pooled[expert].digest[:16]}"
         return f"{own}/{callers}" if callers else own
+
+
+def join_ranks(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """One report of all ranks: bytes add up, the slowest counts, digests are digested together."""
+    joined = dict(results[0])
+    joined["bytes"] = sum(r["bytes"] for r in results)
+    joined["seconds"] = max(r["seconds"] for r in results)
+    if "digest" in joined and len(results) > 1:
+        joined["digest"] = hashlib.sha256(
+            "".join(r["digest"] for r in results).encode()
+        ).hexdigest()
+    return joined
 
 
 def _on_cpu() -> bool:

@@ -40,6 +40,9 @@ def _keep_plain_weights_on_cpu() -> None:
 _keep_plain_weights_on_cpu()
 
 
+_COST_UNKNOWN_S = 1.0  # the engine loaded its first expert itself, with much else
+
+
 def _is_engine_state(name: str) -> bool:
     """Tensors that an engine keeps on modules which are not weights."""
     return name.startswith("kv_cache") or name.endswith(("_range", "range"))
@@ -56,36 +59,26 @@ class WeightPoolExtension:
         # Each tensor-parallel rank pools its shard, so each gets its share of the host's bound.
         share = limit_bytes // max(1, self.vllm_config.parallel_config.tensor_parallel_size)  # type: ignore[attr-defined]
         self._coe_pool = WeightPool(TensorLayout.of(tensors), limit_bytes=share, pin=on_cuda)
-        self._coe_resident = loaded_expert
-        return self._coe_snapshot(loaded_expert)
+        return self._coe_snapshot(loaded_expert, cost_s=_COST_UNKNOWN_S)
 
-    def coe_pool_expert(self, expert: str, path: str) -> dict[str, Any]:
-        """Load ``expert``'s checkpoint through the engine and pool it; it is resident afterwards.
+    def coe_make_resident(self, expert: str, path: str) -> dict[str, Any]:
+        """Put ``expert``'s weights into the running engine, from the pool or else from disk.
 
-        The engine must be idle: its parameters are overwritten by vLLM's own weight loading, which
-        knows fusing, sharding and padding. After a failure the previous resident is put back.
+        The engine must be idle. From the pool it is one copy per tensor. From disk, vLLM's own
+        loading (which knows fusing, sharding and padding) overwrites the parameters, and the result
+        is pooled, in place of the least valuable entry when the pool is full. After an error the
+        parameters are a mixture; another call puts them right.
         """
-        started = time.perf_counter()
-        before = self._coe_resident
-        try:
-            self._coe_load(path)
-            result = self._coe_snapshot(expert)
-        except Exception:
-            # Half loaded, or loaded but not pooled: either way not what the caller takes it for.
-            self._coe_pool.copy_into(before, self._coe_tensors())
-            raise
-        self._coe_resident = expert
-        result["seconds"] = time.perf_counter() - started
-        return result
-
-    def coe_make_resident(self, expert: str) -> dict[str, Any]:
-        """Copy ``expert``'s pooled weights into the running engine. Idempotent."""
         tensors = self._coe_tensors()
         started = time.perf_counter()
-        copied = self._coe_pool.copy_into(expert, tensors)
-        seconds = time.perf_counter() - started
-        self._coe_resident = expert
-        return {"bytes": copied, "seconds": seconds}
+        if expert in self._coe_pool:
+            copied = self._coe_pool.copy_into(expert, tensors)
+            seconds = time.perf_counter() - started
+            return {"source": "pool", "bytes": copied, "seconds": seconds}
+        self._coe_load(path)
+        result = self._coe_snapshot(expert, cost_s=time.perf_counter() - started)
+        result["seconds"] = time.perf_counter() - started
+        return result
 
     def coe_plain_copy_seconds(self, repeats: int) -> list[float]:
         """Seconds of ``repeats`` plain copies of one entry's bytes: the floor a swap is held to."""
@@ -104,7 +97,7 @@ class WeightPoolExtension:
 
     def coe_corrupt(self, expert: str, tensor_index: int) -> str:
         """Fault injection for tests: negate one pooled tensor so that the canary must object."""
-        views = self._coe_pool._entries[expert].views
+        views = self._coe_pool.views(expert)
         name = sorted(views)[tensor_index % len(views)]
         views[name].neg_()
         return name
@@ -146,11 +139,13 @@ class WeightPoolExtension:
             # load_weights also checks that the checkpoint filled every parameter.
             DefaultModelLoader(config.load_config).load_weights(self._coe_model(), model_config)
 
-    def _coe_snapshot(self, expert: str) -> dict[str, Any]:
-        entry = self._coe_pool.snapshot(expert, self._coe_tensors())
+    def _coe_snapshot(self, expert: str, *, cost_s: float) -> dict[str, Any]:
+        entry = self._coe_pool.snapshot(expert, self._coe_tensors(), cost_s=cost_s)
         return {
+            "source": "disk",
+            "seconds": 0.0,
             "bytes": self._coe_pool.layout.payload_bytes,
-            "tensors": len(entry.layout.slots),
             "digest": entry.digest(),
-            "pool_bytes": self._coe_pool.used_bytes,
+            "pooled": list(self._coe_pool),
+            "entries_max": self._coe_pool.entries_max,
         }

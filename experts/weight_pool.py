@@ -16,11 +16,13 @@ This module knows torch and nothing of vLLM; ``experts.vllm_worker`` finds the t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from experts.pool_eviction import EvictionScores
 
 _ALIGN_BYTES = 256  # a multiple of every dtype size and of the device's copy granularity
 _DIGEST_CHUNK_BYTES = 16 << 20
@@ -110,13 +112,22 @@ class PooledWeights:
 
 
 class WeightPool:
-    """Entries by expert id, bounded by ``limit_bytes``. Owned by the worker of the engine."""
+    """Entries by expert id, bounded by ``limit_bytes``. Owned by the worker of the engine.
+
+    All entries have one layout, so an entry that is given up lends its buffer to the newcomer:
+    memory is page-locked once and never again.
+    """
 
     def __init__(self, layout: TensorLayout, *, limit_bytes: int, pin: bool) -> None:
         self.layout = layout
-        self.limit_bytes = limit_bytes
+        self.entries_max = limit_bytes // layout.total_bytes
+        if self.entries_max < 1:
+            raise PoolError(
+                f"host_memory_bytes = {limit_bytes} holds no expert of {layout.total_bytes} bytes"
+            )
         self._pin = pin
         self._entries: dict[str, PooledWeights] = {}
+        self._scores = EvictionScores()
 
     @property
     def used_bytes(self) -> int:
@@ -125,37 +136,58 @@ class WeightPool:
     def __contains__(self, expert: object) -> bool:
         return expert in self._entries
 
-    def snapshot(self, expert: str, tensors: Mapping[str, torch.Tensor]) -> PooledWeights:
-        """Copy the engine's present tensors into a new entry for ``expert``."""
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def views(self, expert: str) -> Mapping[str, torch.Tensor]:
+        """The entry's tensors. Raises PoolError."""
+        return self._entry(expert).views
+
+    def snapshot(
+        self, expert: str, tensors: Mapping[str, torch.Tensor], *, cost_s: float
+    ) -> PooledWeights:
+        """Copy the engine's present tensors into an entry for ``expert``; may evict another.
+
+        ``cost_s``: what loading them from disk took.
+        """
         differences = self.layout.differences(TensorLayout.of(tensors))
         if differences:
             raise PoolError(f"{expert}: the engine's tensors changed: {differences}")
-        if expert not in self._entries and self.used_bytes + self.layout.total_bytes > (
-            self.limit_bytes
-        ):
-            raise PoolError(
-                f"{expert}: needs {self.layout.total_bytes} bytes more, the pool holds "
-                f"{self.used_bytes} of host_memory_bytes = {self.limit_bytes}"
-            )
-        entry = self._entries.get(expert) or PooledWeights(self.layout, pin=self._pin)
+        entry = self._entries.get(expert) or self._buffer()
         for name, tensor in tensors.items():
             entry.views[name].copy_(tensor)
         self._entries[expert] = entry
+        self._scores.loaded(expert, cost_s=cost_s, size_bytes=self.layout.payload_bytes)
         return entry
+
+    def _buffer(self) -> PooledWeights:
+        """A buffer of its own while there is room, else that of the least valuable entry."""
+        if len(self._entries) < self.entries_max:
+            return PooledWeights(self.layout, pin=self._pin)
+        victim = self._scores.victim(self._entries)
+        self._scores.evicted(victim)
+        return self._entries.pop(victim)
 
     def copy_into(self, expert: str, tensors: Mapping[str, torch.Tensor]) -> int:
         """Overwrite the engine's tensors with ``expert``'s; returns the bytes copied."""
-        entry = self._entries.get(expert)
-        if entry is None:
-            raise PoolError(f"{expert}: not in the weight pool")
+        entry = self._entry(expert)
         copy = _copy_over_streams if self._pin else _copy_on_host
         copy(entry.views, tensors)
+        self._scores.used(expert)
         return self.layout.payload_bytes
 
     def drop(self, expert: str) -> None:
+        """Give an entry and its memory up; unknown experts are ignored."""
         entry = self._entries.pop(expert, None)
         if entry is not None:
+            self._scores.evicted(expert)
             entry.release()
+
+    def _entry(self, expert: str) -> PooledWeights:
+        entry = self._entries.get(expert)
+        if entry is None:
+            raise PoolError(f"{expert}: not in the weight pool")
+        return entry
 
 
 def _copy_on_host(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]) -> None:

@@ -204,12 +204,12 @@ class AccessControl:
 
     async def _settle(self, admission: Admission, bill: _Bill) -> None:
         await asyncio.wait({admission.asking})  # a settlement must not overtake its admission
-        if not admission.asking.cancelled():
-            admission.asking.exception()  # looked at, so that asyncio does not report it as lost
+        admitted = admission.asking.exception() is None
         try:
             await self._write(bill)
         except StateUnavailable:
-            self._postpone(bill)
+            if admitted:  # else there is most likely nothing to settle, and its lease will end
+                self._postpone(bill)
 
     async def _write(self, bill: _Bill) -> None:
         await self._ledger.settle(bill.digest, bill.admission_id, bill.spent_micro_usd, bill.tokens)

@@ -76,7 +76,11 @@ class Stop:
 
 @dataclass(slots=True)
 class Summary:
-    """``tally`` covers the whole output file; the rest, this run. Changes are between experts."""
+    """``tally`` covers the whole output file; the rest, this run.
+
+    ``changes_*`` count how often the expert differs from that of the line before, among the routed
+    lines that this run wrote.
+    """
 
     lines: int
     done_before: int
@@ -171,6 +175,7 @@ class _Run:
         self._draw = draw
         self._summary = summary
         self._names: list[str] = []
+        self._written = np.zeros(len(source), dtype=np.bool_)
 
     async def until_stopped(self, left: Indices) -> None:
         """All three passes; what is in flight at a stop gets its grace, then is cancelled."""
@@ -200,11 +205,20 @@ class _Run:
         groups = make_groups(left, codes, self._names)
         groups = run_order(groups, await self._resident(groups))
         self._summary.groups = groups
+        try:
+            for group in groups:
+                if self._stop.asked.is_set():
+                    break
+                self._watch.sending(group.expert, self._summary.done, self._summary.lines)
+                await self._in_parallel(partial(self._send, group), group.lines)
+        finally:
+            self._count_changes(codes[self._written[left]])
+
+    def _count_changes(self, codes: Codes) -> None:
+        """Over the lines that were written: in the file's order, and group by group."""
         self._summary.changes_input_order = expert_changes(codes)
-        self._summary.changes_run_order = max(0, sum(g.expert is not None for g in groups) - 1)
-        for group in groups:
-            self._watch.sending(group.expert, self._summary.done, self._summary.lines)
-            await self._in_parallel(partial(self._send, group), group.lines)
+        groups = np.unique(codes[codes != NO_EXPERT]).size
+        self._summary.changes_run_order = max(0, groups - 1)
 
     # --- pass 1 ----------------------------------------------------------------------------------
 
@@ -260,6 +274,7 @@ class _Run:
         else:
             written = answer_line(line_id, line.custom_id, outcome)
         self._target.append(written)
+        self._written[index] = True
         self._count(written, group)
         await self._target.commit()
 

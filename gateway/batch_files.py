@@ -1,6 +1,6 @@
 """The two files of a batch: the input, scanned once and read by line; the output, only appended to.
 
-Both keep some 32 bytes per line in memory, whatever the lines hold.
+Both keep fixed-size records per line in memory, whatever the lines hold.
 """
 
 from __future__ import annotations

@@ -11,8 +11,7 @@ import datetime
 import json
 import os
 import sys
-import urllib.error
-import urllib.request
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experts.errors import CoeError
+from gateway.ask import CommandFailed, ask, base_url
 
 app = typer.Typer(
     name="coe",
@@ -91,8 +91,8 @@ def route(
         "model": f"coe/{policy}" if policy else "auto",
         "messages": [{"role": "user", "content": text}],
     }
-    base = url or _gateway_url(config)
-    explanation = _ask_gateway(f"{base}/v1/route", body)
+    base = base_url(url) if url else _gateway_url(config)
+    explanation = ask(f"{base}/v1/route", "plan", body)
     live = explanation is not None
     if explanation is None:
         if url is not None:
@@ -176,12 +176,58 @@ def train(
 
 
 @app.command()
+def simulate(
+    trace: Annotated[Path, typer.Option(help="Parquet file of client rates or single requests.")],
+    experts: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="How many experts (default: cluster's).")
+    ] = None,
+    cluster: Annotated[
+        str, typer.Option(help="A cluster file, or a shipped one: h100_node, samba_coe.")
+    ] = "h100_node",
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal results.")] = 0,
+    minutes: Annotated[
+        float, typer.Option(min=0.01, max=10_000, help="How much of the trace to replay.")
+    ] = 30.0,
+    rate_scale: Annotated[
+        float, typer.Option(min=1e-6, max=1e6, help="Multiplies the trace's request rates.")
+    ] = 1.0,
+    ttft_objective_s: Annotated[
+        float, typer.Option(min=0.001, help="A later first token does not count as goodput.")
+    ] = 5.0,
+    patience_s: Annotated[
+        float, typer.Option(min=0.001, max=86_400, help="How long callers wait for a start.")
+    ] = 120.0,
+    json_file: JsonOption = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for an HTML page with plots.")
+    ] = None,
+) -> None:
+    """Replay recorded arrivals on a described cluster and compare swap policies."""
+    from deployments.simulate.command import SimulateOptions
+    from deployments.simulate.command import simulate as run
+    from gateway.simulate_output import show_simulation, write_report
+
+    options = SimulateOptions(
+        trace, cluster, experts, seed, minutes, rate_scale, ttft_objective_s, patience_s
+    )
+    began = time.monotonic()
+    with _progress_bar() as progress:
+        result = run(options, progress)
+    result["runtime_s"] = round(time.monotonic() - began, 2)
+    _write_json(result, json_file)
+    if json_file != "-":
+        show_simulation(result)
+    if report is not None:
+        print(f"wrote {write_report(result, report)}", file=sys.stderr)
+
+
+@app.command()
 def status(
     config: ConfigOption = None, url: UrlOption = None, json_file: JsonOption = None
 ) -> None:
     """Is it up? Gateway, state store, hosts, experts, and what is wrong with any of them."""
-    base = url or _gateway_url(config)
-    reply = _get(f"{base}/health/ready")
+    base = base_url(url) if url else _gateway_url(config)
+    reply = ask(f"{base}/health/ready", "status")
     if reply is None:
         raise _unreachable(base)
     _write_json(reply, json_file)
@@ -275,10 +321,6 @@ def policy_schema() -> None:
 # --- talking to a gateway -------------------------------------------------------------------------
 
 
-class CommandFailed(Exception):
-    """A command cannot do what it was asked; the text says why and what helps."""
-
-
 def _unreachable(url: str) -> CommandFailed:
     return CommandFailed(
         f"no gateway answers at {url}. Start one with `coe serve`, or name it with --url."
@@ -287,36 +329,10 @@ def _unreachable(url: str) -> CommandFailed:
 
 def _gateway_url(config: Path | None) -> str:
     from gateway.config import default_config_path, load_config
+    from gateway.supervisor import dialable
 
     gateway = load_config(config or default_config_path()).gateway
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(gateway.host, gateway.host)
-    return f"http://{host}:{gateway.port}"
-
-
-def _ask_gateway(url: str, body: dict[str, Any]) -> dict[str, Any] | None:
-    """The gateway's answer; None when nobody listens there. An error answer is raised."""
-    request = urllib.request.Request(
-        url, json.dumps(body).encode(), {"content-type": "application/json"}
-    )
-    return _open(request)
-
-
-def _get(url: str) -> dict[str, Any] | None:
-    return _open(urllib.request.Request(url))
-
-
-def _open(request: urllib.request.Request) -> dict[str, Any] | None:
-    try:
-        with urllib.request.urlopen(request, timeout=10) as reply:
-            decoded: dict[str, Any] = json.load(reply)
-            return decoded
-    except urllib.error.HTTPError as error:
-        payload: dict[str, Any] = json.load(error)
-        if "error" in payload:
-            raise CommandFailed(str(payload["error"].get("message"))) from error
-        return payload
-    except OSError:
-        return None
+    return f"http://{dialable(gateway.host)}:{gateway.port}"
 
 
 async def _explain_offline(config: Path | None, body: dict[str, Any]) -> dict[str, Any]:
@@ -336,7 +352,10 @@ def _write_json(result: dict[str, Any], target: str | None) -> None:
     if target == "-":
         print(text)
     else:
-        Path(target).write_text(text + "\n")
+        try:
+            Path(target).write_text(text + "\n")
+        except OSError as error:
+            raise CommandFailed(f"{target} cannot be written: {error.strerror}.") from error
 
 
 @contextmanager

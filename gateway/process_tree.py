@@ -17,6 +17,10 @@ import psutil
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_ROUNDS_MAX = 3
+# Loaded here: a child between fork and exec must not call the loader, whose lock a thread that was
+# not forked along may hold.
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def adopt_orphans() -> None:
@@ -42,29 +46,41 @@ def bury_orphans(own: frozenset[int]) -> None:
             continue
 
 
-def die_with_parent() -> None:
-    """For the child between fork and exec: be terminated when the parent dies. Linux only."""
-    if sys.platform == "linux":
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def dies_with_us() -> Callable[[], None]:
+    """For a child between fork and exec: be terminated when this process dies. Linux only."""
+    parent = os.getpid()
+
+    def arm() -> None:
+        if sys.platform == "linux":
+            _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != parent:
+                os._exit(1)  # it died before that, and no signal will come
+
+    return arm
 
 
 def _prctl(option: int, value: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(option, value, 0, 0, 0) != 0:
+    if _LIBC.prctl(option, value, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl failed")
 
 
 def end_descendants(*, grace_s: float, report: Callable[[str], None]) -> int:
-    """Terminate, then kill, every process below this one; returns how many there were."""
-    processes = psutil.Process().children(recursive=True)
-    for process in processes:
-        _signal(process, signal.SIGTERM)
-    _, alive = psutil.wait_procs(processes, timeout=grace_s)
-    for process in alive:
-        report(f"killing {process.pid}, which did not stop")
-        _signal(process, signal.SIGKILL)
-    psutil.wait_procs(alive, timeout=5)
-    return len(processes)
+    """Terminate, then kill, every process below this one; returns how many would not go.
+
+    What they start while they are being stopped goes the same way, for a few rounds.
+    """
+    for _ in range(_ROUNDS_MAX):
+        processes = psutil.Process().children(recursive=True)
+        if not processes:
+            return 0
+        for process in processes:
+            _signal(process, signal.SIGTERM)
+        _, alive = psutil.wait_procs(processes, timeout=grace_s)
+        for process in alive:
+            report(f"killing {process.pid}, which did not stop")
+            _signal(process, signal.SIGKILL)
+        psutil.wait_procs(alive, timeout=5)
+    return len(psutil.Process().children(recursive=True))
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:

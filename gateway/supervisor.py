@@ -27,6 +27,7 @@ from typing import Any
 import psutil
 
 from deployments.environment import CONFIG_ENV, REDIS_ENV, TOKEN_ENV
+from deployments.host_config import HostConfig
 from experts.errors import CoeError, ConfigError
 from experts.types import SourceKind
 from gateway.config import Config, load_config
@@ -34,7 +35,7 @@ from gateway.process_tree import (
     adopt_orphans,
     bury_orphans,
     child_pids,
-    die_with_parent,
+    dies_with_us,
     end_descendants,
 )
 from gateway.progress import Progress
@@ -67,8 +68,9 @@ def serve(options: ServeOptions) -> int:
     adopt_orphans()
     progress = Progress(STEPS)
     status = 0
+    left: list[int] = []
     with contextlib.ExitStack() as stack:
-        stack.callback(_end_leftovers)
+        stack.callback(lambda: left.append(_end_leftovers()))
         try:
             _start_and_watch(options, progress, stack, stop)
         except Interrupted:
@@ -76,14 +78,21 @@ def serve(options: ServeOptions) -> int:
         except (StartFailed, CoeError) as error:
             print(f"coe serve: {error}", file=sys.stderr)
             status = 1
+        finally:
+            stop.set()  # from here on a signal must not interrupt the clean-up
         if status == 0 or progress.elapsed_s > 5:
             print("\nstopping …", file=sys.stderr, flush=True)
+    if sum(left):
+        print(f"stopped, but {sum(left)} processes would not end", file=sys.stderr)
+        return 1
     print("stopped; no process is left behind", file=sys.stderr)
     return status
 
 
-class Interrupted(Exception):
-    """A signal came while something was starting."""
+class Interrupted(BaseException):
+    """A signal came while something was starting. Not an Exception: it may strike inside a library
+    that catches those, and the start would go on.
+    """
 
 
 def _on_signals(stop: threading.Event) -> None:
@@ -96,8 +105,8 @@ def _on_signals(stop: threading.Event) -> None:
     signal.signal(signal.SIGTERM, handle)
 
 
-def _end_leftovers() -> None:
-    end_descendants(grace_s=5, report=lambda text: print(text, file=sys.stderr))
+def _end_leftovers() -> int:
+    return end_descendants(grace_s=5, report=lambda text: print(text, file=sys.stderr))
 
 
 def _start_and_watch(
@@ -122,8 +131,7 @@ def _start_and_watch(
     hosts = bool(config.hosts)
     with progress.step("Ray cluster" if hosts else "Ray cluster (not needed: no hosts)"):
         if hosts:
-            _start_ray(stack)
-            _on_signals(stop)  # Ray's core puts a handler of its own in place, which aborts
+            _start_ray(stack, stop)
     with progress.step("expert hosts: engine and weight pool") as note:
         if hosts:
             _start_hosts(options.config, config, stack, note)
@@ -169,9 +177,8 @@ def _listen(config: Config, options: ServeOptions) -> Iterator[socket.socket]:
 
 
 def _check_memory(config: Config) -> None:
-    weights = sum(_weight_bytes(Path(spec.location)) for spec in config.catalogue.specs)
-    cache = sum(host.engine.kv_cache_bytes for host in config.hosts if _on_this_cpu(host))
-    needed = _BASE_MEMORY_BYTES + 2 * weights + cache if weights else 0
+    needed = sum(_host_bytes(config, host) for host in config.hosts if host.engine.device != "cuda")
+    needed += _BASE_MEMORY_BYTES if needed else 0
     available = psutil.virtual_memory().available
     if needed > available:
         raise StartFailed(
@@ -181,8 +188,11 @@ def _check_memory(config: Config) -> None:
         )
 
 
-def _on_this_cpu(host: Any) -> bool:
-    return bool(host.engine.device != "cuda")
+def _host_bytes(config: Config, host: HostConfig) -> int:
+    """What a host on this machine takes: the pool, one expert in the engine, one being read."""
+    weights = [_weight_bytes(Path(config.catalogue.get(name).location)) for name in host.experts]
+    pool = min(sum(weights), host.pool.host_memory_bytes)
+    return pool + 2 * max(weights) + host.engine.kv_cache_bytes if any(weights) else 0
 
 
 def _weight_bytes(folder: Path) -> int:
@@ -252,7 +262,7 @@ def _start_store(config: Config, stack: contextlib.ExitStack) -> EmbeddedStore |
 # --- Ray and the expert hosts ---------------------------------------------------------------------
 
 
-def _start_ray(stack: contextlib.ExitStack) -> None:
+def _start_ray(stack: contextlib.ExitStack, stop: threading.Event) -> None:
     """A local cluster of our own on the loopback, or the one that RAY_ADDRESS names."""
     import ray
     from ray import serve as ray_serve
@@ -266,12 +276,20 @@ def _start_ray(stack: contextlib.ExitStack) -> None:
         "num_cpus": max(2, os.cpu_count() or 2),
         "_node_ip_address": "127.0.0.1",
     }
-    ray.init(
-        log_to_driver=False,
-        logging_level="ERROR",
-        namespace="coe",
-        **(local if own else {}),
-    )
+    try:
+        ray.init(
+            log_to_driver=False,
+            logging_level="ERROR",
+            namespace="coe",
+            **(local if own else {}),
+        )
+    except ConnectionError as error:
+        address = os.environ.get("RAY_ADDRESS", "a cluster of our own")
+        raise StartFailed(
+            f"Ray does not answer ({address}); correct or unset RAY_ADDRESS"
+        ) from error
+    finally:
+        _on_signals(stop)  # Ray's core puts a handler of its own in place, which aborts
     stack.callback(_stop_ray)
     ray_serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
 
@@ -386,7 +404,7 @@ class Workers:
             [sys.executable, "-m", "gateway.worker", str(descriptor)],
             pass_fds=[descriptor],
             start_new_session=True,
-            preexec_fn=die_with_parent,
+            preexec_fn=dies_with_us(),
         )
 
     def keep_alive(self) -> None:
@@ -429,7 +447,9 @@ def _wait_ready(
     import urllib.error
     import urllib.request
 
-    url = f"http://{_dialable(address[0])}:{address[1]}/health/ready"
+    url = f"http://{dialable(address[0])}:{address[1]}/health/ready"
+    # Whatever proxy the environment names, it is not in front of ourselves.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + timeout_s
     last = "no answer"
     while time.monotonic() < deadline:
@@ -437,7 +457,7 @@ def _wait_ready(
         if status is not None:
             raise StartFailed(f"the gateway ended with status {status}; see its message above")
         try:
-            with urllib.request.urlopen(url, timeout=2) as reply:  # our own address
+            with opener.open(url, timeout=2) as reply:
                 report: dict[str, Any] = json.load(reply)
                 return report
         except urllib.error.HTTPError as error:
@@ -448,12 +468,14 @@ def _wait_ready(
     raise StartFailed(f"the gateway is not ready after {timeout_s:.0f} s: {last}")
 
 
-def _dialable(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
+def dialable(host: str) -> str:
+    """A host to listen on, as the host part of a URL that reaches it."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]" if ":" in host else host
 
 
 def _print_ready(config: Config, address: tuple[Any, ...], state: dict[str, Any]) -> None:
-    base = f"http://{_dialable(address[0])}:{address[1]}"
+    base = f"http://{dialable(address[0])}:{address[1]}"
     worse = "".join(f"\n       {name}: {why}" for name, why in state.get("degraded", {}).items())
     print(
         f"""

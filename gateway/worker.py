@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -42,8 +43,15 @@ async def run(listener: socket.socket, config_path: Path, redis_url: str) -> Non
         await server.serve(sockets=[listener])
 
 
+def _leave(_number: int, _frame: object) -> None:
+    raise SystemExit(0)
+
+
 def main(arguments: list[str]) -> int:
     _log_as_json()
+    # uvicorn raises the signal again when it has drained, and the default action would end the
+    # process there and then, with decisions still to be written.
+    signal.signal(signal.SIGTERM, _leave)
     listener = socket.socket(fileno=int(arguments[0]))
     try:
         with asyncio.Runner(loop_factory=_new_loop) as runner:

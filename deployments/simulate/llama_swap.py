@@ -26,42 +26,34 @@ class LlamaSwap(Quiet):
         super().__init__(floor)
         demand = {expert: float(n) for expert, n in workload.requests_of().items()}
         self._group = dealt_to_slots(demand, len(floor.slots))
-        self._queues = [WaitQueue() for _ in floor.slots]
-        self._inside = [WaitQueue() for _ in floor.slots]
+        # One queue per model of a group; together, in order of arrival, they are its one queue.
+        self._queues: list[dict[str, WaitQueue]] = [{} for _ in floor.slots]
+        for expert, number in self._group.items():
+            self._queues[number][expert] = WaitQueue()
 
     def arrived(self, job: Job) -> None:
         slot = self.floor.slots[self._group[job.expert]]
-        if not self._admit(slot, job):
-            self._queues[slot.number].push(job)
+        self._queues[slot.number][job.expert].push(job)
+        self._judge(slot)
 
     def finished(self, job: Job) -> None:
-        slot = self.floor.slots[job.slot]
-        waiting = self._inside[slot.number].head()
-        if waiting is not None:
-            self.floor.start(slot, waiting)
-        self._drain_queue(slot)
+        self._judge(self.floor.slots[job.slot])
 
     def swapped(self, slot: Slot) -> None:
-        self._drain_queue(slot)
+        self._judge(slot)
 
     def left(self, job: Job) -> None:
-        self._drain_queue(self.floor.slots[self._group[job.expert]])
+        self._judge(self.floor.slots[self._group[job.expert]])
 
-    def _drain_queue(self, slot: Slot) -> None:
-        queue = self._queues[slot.number]
-        kept = [job for job in queue.waiting() if not self._admit(slot, job)]
-        fresh = self._queues[slot.number] = WaitQueue()
-        for job in kept:
-            fresh.push(job)
-
-    def _admit(self, slot: Slot, job: Job) -> bool:
-        """True when the request is out of the queue: it runs, or waits inside the engine."""
-        if slot.resident == job.expert:
-            if slot.has_room:
+    def _judge(self, slot: Slot) -> None:
+        """Go through the group's queue: serve what is ready, else swap for the oldest."""
+        queues = self._queues[slot.number]
+        if slot.resident is not None:
+            ready = queues[slot.resident]
+            while slot.has_room and (job := ready.head()):
                 self.floor.start(slot, job)
-            else:
-                self._inside[slot.number].push(job)
-            return True
-        if slot.idle and self._inside[slot.number].head() is None:
-            self.floor.swap(slot, job.expert)
-        return False  # it has begun its own swap, joins one, or waits for a busy model
+        if slot.idle:
+            heads = [head for queue in queues.values() if (head := queue.head())]
+            if heads:
+                oldest = min(heads, key=lambda head: (head.arrived_ms, int(head.id[1:])))
+                self.floor.swap(slot, oldest.expert)

@@ -73,9 +73,7 @@ class Ours:
     def swapped(self, slot: Slot) -> None:
         assert slot.resident is not None
         scheduler = self.schedulers[slot.number]
-        self._do(
-            slot.number, scheduler.swap_done(slot.resident, self.floor.now_ms, slot.swap_ms)
-        )
+        self._do(slot.number, scheduler.swap_done(slot.resident, self.floor.now_ms, slot.swap_ms))
 
     def left(self, job: Job) -> None:
         number = self._forget(job.id)

@@ -19,9 +19,7 @@ def slot_capacity_rps(cluster: Cluster, workload: Workload) -> float:
     return cluster.engine.requests_per_s(max(inputs, 1.0), max(outputs, 1.0))
 
 
-def copies_for_demand(
-    rates_rps: Mapping[str, float], slots: int, capacity_rps: float
-) -> list[str]:
+def copies_for_demand(rates_rps: Mapping[str, float], slots: int, capacity_rps: float) -> list[str]:
     """One expert per slot such that the served mean demand, sum of min(rate, copies x capacity), is
     greatest. The sum is concave in the copies of each expert, so taking the greatest gain first is
     exact. When no demand is left over, the most loaded copies are doubled.

@@ -105,9 +105,7 @@ def from_rates(
     windows = min(trace.rate_rps.shape[1], int(np.ceil(horizon_s / trace.window_s)))
     horizon_s = min(horizon_s, windows * trace.window_s)
     clients = _busiest(trace, windows)[:experts]
-    times_s = [
-        _client_times(trace, int(client), windows, rate_scale, rng) for client in clients
-    ]
+    times_s = [_client_times(trace, int(client), windows, rate_scale, rng) for client in clients]
     names = [_name(int(client)) for client in clients]
     owners = np.concatenate([np.full(len(t), n) for n, t in enumerate(times_s)])
     flat_s = np.concatenate(times_s)
@@ -135,9 +133,7 @@ def from_requests(
     return _sorted(names, times_s, owners, trace.input_tokens, trace.output_tokens, horizon_s)
 
 
-def window_times_s(
-    rng: np.random.Generator, count: int, cv: float, window_s: float
-) -> Floats:
+def window_times_s(rng: np.random.Generator, count: int, cv: float, window_s: float) -> Floats:
     """``count`` arrivals in one window, from a gamma renewal process, in no particular order.
 
     The recorded rate is what was counted, so the process is taken given its count: independent

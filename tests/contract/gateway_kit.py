@@ -21,6 +21,7 @@ from experts.catalogue import Catalogue
 from experts.protocol import Backend
 from experts.scripted import Script, ScriptedBackend
 from experts.types import Capability, ExpertSpec, Price, SourceKind
+from gateway.access import Gate
 from gateway.app import HttpLimits, Readiness, create_app
 from gateway.backends import BackendPool
 from gateway.journal import Journal
@@ -116,6 +117,8 @@ def make_gateway(
     http_limits: HttpLimits | None = None,
     now_ms: Callable[[], float] | None = None,
     state_available: Callable[[], bool] = lambda: True,
+    gate: Gate | None = None,
+    new_id: Callable[[], str] | None = None,
 ) -> Gateway:
     for name, text in (policies or {"auto": PLAIN_POLICY}).items():
         (folder / f"{name}.yaml").write_text(text)
@@ -142,7 +145,8 @@ def make_gateway(
         experts=pool,
         limits=limits or ServiceLimits(),
         clock=Clock(now_ms or (lambda: time.monotonic() * 1000), lambda: 1_000),
-        new_id=lambda: next(ids),
+        new_id=new_id or (lambda: next(ids)),
+        gate=gate,
         records=records,
         observers=(metrics.observe, journals.append),
         state_available=state_available,

@@ -1,4 +1,4 @@
-"""Keys on real servers: every limit at once or none, never overspent, settled once, nothing leaks."""
+"""Keys on real servers: all limits or none, never overspent, settled once, nothing leaks."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def pool_of(*models: tuple[str, nn.Module], limit_bytes: int = 1 << 20) -> Weigh
     layout = TensorLayout.of(tensors_of(models[0][1]))
     pool = WeightPool(layout, limit_bytes=limit_bytes, pin=False)
     for name, model in models:
-        pool.snapshot(name, tensors_of(model))
+        pool.snapshot(name, tensors_of(model), cost_s=1.0)
     return pool
 
 
@@ -77,25 +77,39 @@ def test_the_pool_keeps_its_own_copy() -> None:
 def test_the_digest_tells_weights_apart_to_the_bit() -> None:
     a = Tied(1)
     pool = pool_of(("a", a))
-    first = pool.snapshot("a", tensors_of(a)).digest()
-    assert pool.snapshot("again", tensors_of(Tied(1))).digest() == first
+    first = pool.snapshot("a", tensors_of(a), cost_s=1.0).digest()
+    assert pool.snapshot("again", tensors_of(Tied(1)), cost_s=1.0).digest() == first
     with torch.no_grad():
         a.inner.bias[0] = torch.nextafter(a.inner.bias[0], torch.tensor(9.0))
-    assert pool.snapshot("a", tensors_of(a)).digest() != first
+    assert pool.snapshot("a", tensors_of(a), cost_s=1.0).digest() != first
 
 
-def test_the_bound_holds_and_a_replacement_needs_no_room() -> None:
+def test_a_full_pool_gives_up_its_least_valuable_entry_and_reuses_the_buffer() -> None:
+    models = {name: Tied(seed) for seed, name in enumerate("abc", start=1)}
+    size = TensorLayout.of(tensors_of(models["a"])).total_bytes
+    pool = pool_of(("a", models["a"]), ("b", models["b"]), limit_bytes=2 * size + 1)
+    engine = Tied(9)
+    pool.copy_into("a", tensors_of(engine))  # b is the one less used
+    buffer = pool.views("b")["embed.weight"].data_ptr()
+    pool.snapshot("c", tensors_of(models["c"]), cost_s=1.0)
+    assert sorted(pool) == ["a", "c"]
+    assert pool.used_bytes == 2 * size
+    assert pool.views("c")["embed.weight"].data_ptr() == buffer
+    with pytest.raises(PoolError, match="not in the weight pool"):
+        pool.copy_into("b", tensors_of(engine))
+    for name in ("a", "c"):
+        pool.copy_into(name, tensors_of(engine))
+        assert torch.equal(engine.inner.weight, models[name].inner.weight)
+
+
+def test_a_replacement_needs_no_room_and_too_small_a_bound_is_refused() -> None:
     a = Tied(1)
     size = TensorLayout.of(tensors_of(a)).total_bytes
     pool = pool_of(("a", a), limit_bytes=size)
-    pool.snapshot("a", tensors_of(Tied(2)))
-    with pytest.raises(PoolError, match=f"needs {size} bytes more"):
-        pool.snapshot("b", tensors_of(a))
-    pool.drop("a")
-    pool.snapshot("b", tensors_of(a))
-    assert "a" not in pool
-    with pytest.raises(PoolError, match="not in the weight pool"):
-        pool.copy_into("a", tensors_of(a))
+    pool.snapshot("a", tensors_of(Tied(2)), cost_s=1.0)
+    assert list(pool) == ["a"]
+    with pytest.raises(PoolError, match="holds no expert"):
+        WeightPool(pool.layout, limit_bytes=size - 1, pin=False)
 
 
 def test_another_shape_is_refused_with_the_difference() -> None:
@@ -103,7 +117,7 @@ def test_another_shape_is_refused_with_the_difference() -> None:
     other = Tied(2)
     other.inner = nn.Linear(4, 5)
     with pytest.raises(PoolError, match=r"inner\.weight"):
-        pool.snapshot("other", tensors_of(other))
+        pool.snapshot("other", tensors_of(other), cost_s=1.0)
 
 
 def test_a_weight_outside_parameters_and_buffers_is_refused() -> None:
