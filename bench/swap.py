@@ -168,14 +168,22 @@ async def _stock_engine(folder: str) -> tuple[list[list[int]], float]:
 
 
 async def _greedy(engine: Any, prompt: str) -> list[int]:
-    """Token ids of a greedy answer of at most TOKENS tokens, computed without cached blocks."""
+    """Token ids of a greedy answer of TOKENS tokens, computed without cached blocks.
+
+    Past the end of the answer too: a specialist that stops at once would be compared on nothing.
+    """
     import uuid
 
     from vllm import SamplingParams
     from vllm.inputs.engine import tokens_input
 
-    ids = engine.get_tokenizer().encode(prompt)
-    params = SamplingParams(temperature=0.0, max_tokens=TOKENS)
+    ids = engine.get_tokenizer().apply_chat_template(
+        [{"role": "user", "content": prompt}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=False,
+    )
+    params = SamplingParams(temperature=0.0, max_tokens=TOKENS, ignore_eos=True)
     final = None
     salt = uuid.uuid4().hex
     async for output in engine.generate(tokens_input(ids, cache_salt=salt), params, salt):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,48 @@ def config_differences(base: dict[str, Any], other: dict[str, Any]) -> dict[str,
     }
 
 
+def unreadable(folders: Mapping[str, str]) -> dict[str, str]:
+    """Expert -> reason, for each whose weights cannot be what was meant: missing or cut short.
+
+    An engine that starts on such a folder takes minutes to say so, and its host's other experts
+    would go down with it.
+    """
+    reasons: dict[str, str] = {}
+    for expert, location in folders.items():
+        try:
+            _config(location)
+            _check_weights(Path(location))
+        except ArtifactError as error:
+            reasons[expert] = error.message
+    return reasons
+
+
+def _check_weights(folder: Path) -> None:
+    """Opening a file compares its header with its length; no tensor is read."""
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ArtifactError(str(folder), "holds no *.safetensors file")
+    for file in files:
+        try:
+            with safe_open(file, framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ArtifactError(str(file), f"damaged or cut short: {error}") from error
+
+
+def stop_tokens(location: str) -> frozenset[int]:
+    """Token ids at which the model's answers end, by its own files."""
+    folder = Path(location)
+    generation = folder / "generation_config.json"
+    ids: set[int] = set()
+    for config in (_config(location), _json(generation) if generation.is_file() else {}):
+        found = config.get("eos_token_id")
+        ids.update([found] if isinstance(found, int) else found or ())
+    return frozenset(ids)
+
+
 def resolve_model_folder(location: str) -> Path:
     """A folder as given, or the local snapshot of a hub id (fetched if the hub is reachable)."""
     folder = Path(location)
@@ -74,14 +117,18 @@ def resolve_model_folder(location: str) -> Path:
 
 def _config(location: str) -> dict[str, Any]:
     path = Path(location) / "config.json"
+    if not path.is_file():
+        raise ArtifactError(location, "config.json is missing; the folder is not a complete model")
+    return _json(path)
+
+
+def _json(path: Path) -> dict[str, Any]:
     try:
-        loaded: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise ArtifactError(
-            location, "config.json is missing; the folder is not a complete model"
-        ) from error
+        loaded = json.loads(path.read_text())
     except ValueError as error:
         raise ArtifactError(str(path), f"not readable as JSON: {error}") from error
+    if not isinstance(loaded, dict):
+        raise ArtifactError(str(path), "not a JSON object")
     return loaded
 
 

@@ -116,8 +116,11 @@ def read_bounded(path: Path) -> str:
 
 
 def first_of(errors: Sequence[ConfigError]) -> ConfigError:
-    """The error highest up in the file; its reason counts the others."""
-    first = min(errors, key=lambda error: error.line or 0)
+    """The error highest up in the file; its reason counts the others.
+
+    A name that is close to a known one goes before: it is likely to be the cause of a missing key.
+    """
+    first = min(errors, key=lambda error: (error.nearest is None, error.line or 0))
     others = len(errors) - 1
     if not others:
         return first

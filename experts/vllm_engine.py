@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experts.compat import stop_tokens, unreadable
 from experts.errors import (
     ArtifactError,
     CanaryMismatch,
@@ -149,11 +150,15 @@ class SwappableEngine:
             raise ArtifactError(
                 "vllm", f"version {vllm.__version__} is installed, {SUPPORTED_VLLM}x is supported"
             )
+        refused = unreadable(experts)
+        experts = {name: path for name, path in experts.items() if name not in refused}
+        if not experts:
+            raise ArtifactError("experts", "none has weights that can be read", refused)
         first, *others = experts
         progress(f"starting the engine with {first}")
         self = cls(await cls._launch(experts[first], settings), settings)
         try:
-            refused = await self._pool_all(experts, first, others, progress)
+            refused |= await self._pool_all(experts, first, others, progress)
         except BaseException:
             self.shutdown()
             raise
@@ -490,8 +495,12 @@ async def _serving_state(engine: Any, expert: str, path: str) -> Any:
     await init_app_state(
         engine, state, _frontend_args(arguments), await engine.get_supported_tasks()
     )
-    # vLLM would give all of them the defaults of the model that the engine was started with.
+    # vLLM would give all of them the defaults of the model that the engine was started with, and
+    # would end their answers at that model's stop tokens only.
     defaults = sampling_defaults(Path(path))
+    foreign = stop_tokens(path) - stop_tokens(engine.vllm_config.model_config.model)
+    if foreign:
+        defaults["stop_token_ids"] = sorted(foreign)
     for serving in (state.openai_serving_chat, state.openai_serving_completion):
         serving.default_sampling_params = defaults
     return state

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import ipaddress
 import json
+import os
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -13,6 +14,7 @@ from typing import Any
 __all__ = ["CommandFailed", "ask", "base_url"]
 
 _TIMEOUT_S = 10.0
+_KEY_ENV = "COE_API_KEY"
 
 
 class CommandFailed(Exception):
@@ -33,11 +35,15 @@ def base_url(url: str) -> str:
 def ask(url: str, expected: str, body: dict[str, Any] | None = None) -> dict[str, Any] | None:
     """GET, or POST of ``body``. None when nobody answers at all.
 
-    The status does not matter: a readiness report may come with 503. Raises CommandFailed when the
-    answer is an error, or has no field ``expected`` and so is not a gateway's.
+    Sends the key in COE_API_KEY if there is one. The status does not matter: a readiness report may
+    come with 503. Raises CommandFailed when the answer is an error, or has no field ``expected``
+    and so is not a gateway's.
     """
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"content-type": "application/json"})
+    headers = {"content-type": "application/json"}
+    if key := os.environ.get(_KEY_ENV):
+        headers["authorization"] = f"Bearer {key}"
+    request = urllib.request.Request(url, data, headers)
     try:
         with _opener(url).open(request, timeout=_TIMEOUT_S) as reply:
             raw = reply.read()

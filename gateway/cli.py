@@ -23,6 +23,7 @@ from rich.table import Table
 
 from experts.errors import CoeError
 from gateway.ask import CommandFailed, ask, base_url
+from gateway.keys_command import keys_app
 
 app = typer.Typer(
     name="coe",
@@ -35,6 +36,7 @@ config_app = typer.Typer(help="Look at coe.yaml.", no_args_is_help=True)
 policy_app = typer.Typer(help="Look at policy files.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(policy_app, name="policy")
+app.add_typer(keys_app, name="keys")
 
 JsonOption = Annotated[
     str | None,

@@ -26,6 +26,7 @@ from experts.catalogue import (
 )
 from experts.errors import ConfigError
 from experts.quantities import SizeBytes
+from experts.scripted import Script
 from experts.strict_yaml import Document, Section, first_of, load_document
 from experts.types import SourceKind
 
@@ -211,8 +212,19 @@ def _problems(document: Document[ConfigFile], catalogue: Catalogue) -> list[Conf
             reason = f"another host is named {host.name!r} already"
             found.append(document.error(("hosts", index, "name"), reason))
         found.extend(_host_problems(document, catalogue, index, host))
+    found.extend(_script_problems(document, catalogue))
     # A mistyped name on a host also leaves an expert without one: report the cause alone.
     return found or list(_homeless(document, catalogue))
+
+
+def _script_problems(document: Document[ConfigFile], catalogue: Catalogue) -> Iterator[ConfigError]:
+    for spec in catalogue.specs:
+        if spec.kind is SourceKind.SCRIPTED:
+            try:
+                Script.parse(spec.location, spec.options)
+            except ConfigError as error:
+                where = ("experts", spec.id, "source", "scripted")
+                yield document.error(where, f"{spec.location!r}: {error.key} {error.reason}")
 
 
 def _homeless(document: Document[ConfigFile], catalogue: Catalogue) -> Iterator[ConfigError]:

@@ -20,14 +20,15 @@ def show_simulation(result: dict[str, Any]) -> None:
         f"({result['cluster']}), {result['offered_load']:.0%} of what full batches would carry; "
         f"a swap takes {result['swap_s']:.2f} s"
     )
-    columns = ("policy", "goodput", "wait p50", "p95", "p99", "missed", "swaps", "hits")
-    table = Table(*columns, "fairness", "$/Mtok")
+    table = Table("policy", box=None, pad_edge=False)
+    for column in ("goodput", "p50", "p95", "p99", "missed", "swaps", "hits", "fair", "$/Mtok"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, figures in result["policies"].items():
         table.add_row(name, *_cells(figures))
     console.print(table)
     objective_s = result["ttft_objective_s"]
     console.print(
-        f"goodput: first token within {objective_s:g} s. Waits in seconds; never served counts as "
+        f"goodput: first token within {objective_s:g} s. p50 to p99: wait in seconds; never served counts as "
         f"the caller's whole patience. clairvoyant: {_plan(result['clairvoyant_plan'])}"
     )
 

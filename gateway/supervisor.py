@@ -39,6 +39,7 @@ from gateway.process_tree import (
     end_descendants,
 )
 from gateway.progress import Progress
+from gateway.run_files import AlreadyRunning, claimed_data_folder, noted_store
 
 STEPS = 5
 _APP_NAME = "coe-experts"
@@ -228,10 +229,10 @@ def _check_models(config: Config) -> None:
 class EmbeddedStore:
     """The store that we started ourselves; restarted in place when it dies."""
 
-    def __init__(self) -> None:
+    def __init__(self, data_dir: Path) -> None:
         from deployments.embedded_valkey import EmbeddedValkey
 
-        self._server = EmbeddedValkey()
+        self._server = EmbeddedValkey(data_dir=data_dir)
         self._server.start()
         self._server.wait_ready(timeout_s=10)
 
@@ -253,10 +254,42 @@ def _start_store(config: Config, stack: contextlib.ExitStack) -> EmbeddedStore |
     if url is not None:
         os.environ[REDIS_ENV] = url
         return None
-    store = EmbeddedStore()
+    store = EmbeddedStore(_data_folder(config, stack))
     stack.callback(store.stop)
     os.environ[REDIS_ENV] = store.url
+    _forget_progress(config, store.url)
+    try:
+        stack.enter_context(noted_store(config.path, store.url, os.environ))
+    except OSError as error:
+        print(f"note: `coe keys` will not find this store ({error})", file=sys.stderr)
     return store
+
+
+def _data_folder(config: Config, stack: contextlib.ExitStack) -> Path:
+    """Keys, budgets and decisions outlive a restart there. Raises StartFailed."""
+    try:
+        return stack.enter_context(claimed_data_folder(config.path, os.environ))
+    except AlreadyRunning as error:
+        raise StartFailed(
+            f"another `coe serve` runs with {config.path} and holds its data in {error}. Stop it, "
+            "or name a store that both share in state.redis_url"
+        ) from error
+    except OSError as error:
+        raise StartFailed(
+            f"the state store's data folder cannot be used: {error}. Set XDG_STATE_HOME to a "
+            "folder that can be written, or name a store of your own in state.redis_url"
+        ) from error
+
+
+def _forget_progress(config: Config, url: str) -> None:
+    """News of the last run's hosts is not news of this one's."""
+    import redis
+
+    from deployments.registry import progress_key
+
+    with redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5) as client:
+        for host in config.hosts:
+            client.delete(progress_key(host.name))
 
 
 # --- Ray and the expert hosts ---------------------------------------------------------------------
@@ -477,15 +510,18 @@ def dialable(host: str) -> str:
 def _print_ready(config: Config, address: tuple[Any, ...], state: dict[str, Any]) -> None:
     base = f"http://{dialable(address[0])}:{address[1]}"
     worse = "".join(f"\n       {name}: {why}" for name, why in state.get("degraded", {}).items())
+    keyed = config.gateway.require_keys
+    key = ' \\\n    -H "authorization: Bearer $COE_API_KEY"' if keyed else ""
     print(
         f"""
 READY  {base}/v1   experts: {", ".join(config.catalogue.ids)}{worse}
 
-  curl {base}/v1/chat/completions -H 'content-type: application/json' -d '{{
+  curl {base}/v1/chat/completions -H 'content-type: application/json'{key} -d '{{
     "model": "auto",
     "messages": [{{"role": "user", "content": "What is the capital of France?"}}]
   }}'
 
+{"Make a key:  coe keys create --name me" + chr(10) if keyed else ""}\
 Which expert would answer, and why:  coe route "How many apples are 3 boxes of 12?"
 Stop with Ctrl-C.
 """,

@@ -315,9 +315,7 @@ async def test_a_client_that_leaves_is_settled(keys: Keys, stream: bool) -> None
                         break
             else:
                 with pytest.raises(httpx2.TimeoutException):
-                    await http.post(
-                        "/v1/chat/completions", json=body, headers=headers, timeout=0.3
-                    )
+                    await http.post("/v1/chat/completions", json=body, headers=headers, timeout=0.3)
         await eventually(lambda: len(keys.gateway.records) == 1)
         await keys.gate.aclose()
     usage = await keys.usage(secret)

@@ -79,7 +79,8 @@ def _belongs(process: psutil.Process, config: Path) -> bool:
 
 def launch(config: Path, folder: Path, extra_env: Mapping[str, str] | None = None) -> Stack:
     log = folder / "serve.log"
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **(extra_env or {})}
+    own = {"HF_HUB_OFFLINE": "1", "XDG_STATE_HOME": str(folder / "state")}
+    environment = {**os.environ, **own, **(extra_env or {})}
     environment.pop("COE_CONFIG", None)
     with log.open("w") as out:
         process = subprocess.Popen(

@@ -9,6 +9,9 @@ import itertools
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from deployments.simulate.cluster import Cluster
 from deployments.simulate.compare import POLICIES, Objectives, compare, make_policy
 from deployments.simulate.floor import Tally, replay
@@ -17,8 +20,6 @@ from deployments.simulate.metrics import jain_index, judge
 from deployments.simulate.workload import Arrival, Workload
 from deployments.swap.config import SchedulerConfig
 from experts.strict_yaml import load_text
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 PATIENCE_MS = 1e6
 
@@ -37,7 +38,10 @@ experts: {{bytes: 2000000000}}
 
 def workload(*arrivals: tuple[float, str], outputs: int = 11) -> Workload:
     """Arrivals as (ms, expert), each of 100 input tokens."""
-    made = tuple(Arrival(at_ms, expert, 100, outputs) for at_ms, expert in sorted(arrivals))
+    made = tuple(
+        Arrival(at_ms, expert, 100, outputs)
+        for at_ms, expert in sorted(arrivals, key=lambda pair: pair[0])
+    )
     experts = tuple(sorted({arrival.expert for arrival in made}))
     return Workload(experts, made, 10_000.0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from deployments.simulate.base import Quiet
 from deployments.simulate.cluster import Cluster, cluster_json_schema, load_cluster, shipped_cluster
 from deployments.simulate.engine import EngineModel
