@@ -26,7 +26,6 @@ from bench import _report
 from bench.swap import _folders, quiet, say
 
 FOLDS = 5
-MIN_CONFIDENCE = 0.6
 MAX_TOKENS = 120
 CONCURRENCY = 16
 
@@ -128,8 +127,10 @@ def _is_right(example: Any, text: str) -> bool:
 def _report_of(logprobs: np.ndarray, draft: np.ndarray, final: np.ndarray) -> dict[str, Any]:
     """Platt scaling of the draft, and the cascade at the shipped threshold, both out of fold."""
     fitted, confidence = _fitted(logprobs, draft)
-    accepted = confidence >= MIN_CONFIDENCE
+    threshold = _shipped_threshold()
+    accepted = confidence >= threshold
     return {
+        "min_confidence": threshold,
         **fitted,
         "draft_accuracy": round(float(draft.mean()), 3),
         "final_accuracy": round(float(final.mean()), 3),
@@ -137,6 +138,13 @@ def _report_of(logprobs: np.ndarray, draft: np.ndarray, final: np.ndarray) -> di
         "accepted_share": round(float(accepted.mean()), 3),
         "accepted_accuracy": round(float(draft[accepted].mean()), 3) if accepted.any() else None,
     }
+
+
+def _shipped_threshold() -> float:
+    from policies.loader import load_policy
+
+    shipped = Path(__file__).resolve().parent.parent / "policies" / "cascade.yaml"
+    return load_policy(shipped, None).min_confidence
 
 
 def _fitted(logprobs: np.ndarray, right: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:

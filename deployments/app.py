@@ -76,10 +76,11 @@ class ExpertHostReplica:
         return self._host.url
 
     async def __del__(self) -> None:
-        """Serve awaits this on graceful shutdown; a killed replica's engine dies by itself."""
+        """Serve awaits this on graceful shutdown; the engine of a killed replica ends by itself."""
         host = getattr(self, "_host", None)
         if host is not None:
             await host.aclose()
+            await self._store.aclose()
 
 
 def _progress_writer(store: Any, host_name: str) -> Any:
@@ -155,7 +156,11 @@ def build(args: dict[str, Any]) -> Any:
     path = Path(args.get("config", ""))
     if not args.get("config"):
         raise ConfigError("serve arguments", None, "config", "name the coe.yaml to serve")
-    wanted = args.get("hosts")
+    plan = load_hosts(path)
+    wanted = args.get("hosts") or [host.name for host, _ in plan]
+    unknown = sorted(set(wanted) - {host.name for host, _ in plan})
+    if unknown:
+        raise ConfigError(str(path), None, "hosts", f"no host is named {', '.join(unknown)}")
     hosts = [
         deployment_for(
             host,
@@ -163,9 +168,7 @@ def build(args: dict[str, Any]) -> Any:
             advertise_host=args.get("advertise_host"),
             version=args.get("version", ""),
         )
-        for host, locations in load_hosts(path)
-        if wanted is None or host.name in wanted
+        for host, locations in plan
+        if host.name in wanted
     ]
-    if not hosts:
-        raise ConfigError(str(path), None, "hosts", f"none of {wanted} is configured")
     return hosts[0] if len(hosts) == 1 else HostGroup.bind(*hosts)  # type: ignore[attr-defined]

@@ -153,9 +153,7 @@ class HostPort:
                     return LeasedStream(result, stack.pop_all(), self._headers(lease))
                 if result is not None:
                     await _close(result)
-                await lease.requeue()
-                # Taken back once already: a second time could starve it for ever.
-                lease.first_token()
+                await lease.requeue()  # the scheduler takes nothing back twice
 
     def _lease(
         self, request: Request, expert: str

@@ -36,6 +36,7 @@ from experts.errors import (
     InvalidRequest,
     SwapFailed,
 )
+from experts.owner_watch import OWNER_ENV
 from experts.types import Endpoint
 
 SUPPORTED_VLLM = "0.32."
@@ -140,7 +141,7 @@ class SwappableEngine:
     ) -> tuple[SwappableEngine, dict[str, str]]:
         """Start the engine on the first loadable expert and pool all of them.
 
-        ``experts`` maps expert id to weight folder (or hub id). Returns the engine and, for experts
+        ``experts`` maps expert id to weight folder. Returns the engine and, for experts
         that could not be pooled, the reason; raises ArtifactError when none could.
         """
         prepare_environment()
@@ -183,6 +184,7 @@ class SwappableEngine:
             disable_log_stats=True,
             **{k: v for k, v in settings.extra.items() if k != "enforce_eager"},
         )
+        os.environ[OWNER_ENV] = str(os.getpid())  # read by the workers (experts.vllm_worker)
         # Blocks for tens of seconds; heartbeats and health checks run on this loop meanwhile.
         return await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
 

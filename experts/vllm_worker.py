@@ -13,12 +13,14 @@ with AVX512-BF16, `bench/swap.py` reports generation speed beside the packed ker
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from experts.owner_watch import OWNER_ENV, watch_owner
 from experts.weight_pool import PoolError, TensorLayout, WeightPool, swappable_tensors
 
 
@@ -35,9 +37,15 @@ def _keep_plain_weights_on_cpu() -> None:
         utils.dispatch_cpu_unquantized_gemm = _keep_plain_weight
 
 
+def _watch_owner() -> None:
+    if owner := os.environ.get(OWNER_ENV):
+        watch_owner(int(owner))
+
+
 # Importing this module is the only hook that vLLM offers between the start of a worker process and
 # the loading of the model. Engines without this extension never import it and are left alone.
 _keep_plain_weights_on_cpu()
+_watch_owner()
 
 
 _COST_UNKNOWN_S = 1.0  # the engine loaded its first expert itself, with much else

@@ -112,6 +112,11 @@ class AccessControl:
         self._retrying: asyncio.Task[None] | None = None
         self.lost_settlements = 0
 
+    @property
+    def waiting_settlements(self) -> int:
+        """Settlements that the store has not taken yet."""
+        return len(self._backlog)
+
     async def authenticate(self, secret: str | None) -> Access:
         """Who asks. Raises AuthenticationFailed; an outage of the store is the policy's to judge.
 

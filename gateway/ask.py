@@ -64,8 +64,9 @@ def _checked(url: str, raw: bytes, expected: str) -> dict[str, Any]:
         raise _stranger(url) from error
     if not isinstance(payload, dict):
         raise _stranger(url)
-    if isinstance(error := payload.get("error"), dict):
-        raise CommandFailed(str(error.get("message")))
+    refusal = payload.get("error")
+    if isinstance(refusal, dict):
+        raise CommandFailed(str(refusal.get("message")))
     if expected not in payload:
         raise _stranger(url)
     return payload

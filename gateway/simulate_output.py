@@ -20,7 +20,8 @@ def show_simulation(result: dict[str, Any]) -> None:
         f"({result['cluster']}), {result['offered_load']:.0%} of what full batches would carry; "
         f"a swap takes {result['swap_s']:.2f} s"
     )
-    table = Table("policy", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("policy", no_wrap=True)
     for column in ("goodput", "p50", "p95", "p99", "missed", "swaps", "hits", "fair", "$/Mtok"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, figures in result["policies"].items():
@@ -28,8 +29,8 @@ def show_simulation(result: dict[str, Any]) -> None:
     console.print(table)
     objective_s = result["ttft_objective_s"]
     console.print(
-        f"goodput: first token within {objective_s:g} s. p50 to p99: wait in seconds; never served counts as "
-        f"the caller's whole patience. clairvoyant: {_plan(result['clairvoyant_plan'])}"
+        f"goodput: first token within {objective_s:g} s. p50 to p99: wait in seconds; never served "
+        f"counts as the whole patience. clairvoyant: {_plan(result['clairvoyant_plan'])}"
     )
 
 

@@ -114,7 +114,7 @@ def parse_request(raw: bytes, endpoint: Endpoint) -> WireRequest:
 def _decoded(raw: bytes) -> dict[str, Any]:
     try:
         body = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(None, f"The body is not valid JSON: {error}.") from error
     if not isinstance(body, dict):
         raise InvalidRequest(None, "The body must be a JSON object.")

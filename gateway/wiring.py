@@ -45,6 +45,7 @@ class Parts:
     policies: PolicyWatcher
     store: StateStore
     directory: HostDirectory
+    gate: AccessControl
 
 
 def clock() -> Clock:
@@ -99,7 +100,7 @@ async def open_parts(config: Config, redis_url: str) -> AsyncIterator[Parts]:
             observers=(metrics.observe, log_request),
             state_available=lambda: store.available and not directory.stale,
         )
-        yield Parts(config, service, metrics, policies, store, directory)
+        yield Parts(config, service, metrics, policies, store, directory, gate)
 
 
 def _limits(config: Config) -> ServiceLimits:
@@ -146,6 +147,8 @@ def _degraded(parts: Parts) -> dict[str, str]:
     degraded: dict[str, str] = {}
     if not parts.store.available or parts.directory.stale:
         degraded["state"] = "the state store does not answer; routing on the last known hosts"
+    if waiting := parts.gate.waiting_settlements:
+        degraded["settlements"] = f"{waiting} wait for the state store; budgets lag behind"
     for file, error in parts.policies.errors.items():
         degraded[f"policy {file}"] = f"{error.message} (the previous version stays in force)"
     for spec in parts.config.catalogue.specs:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from deployments.swap.config import SchedulerConfig
 from experts.errors import ConfigError
 from experts.quantities import SizeBytes
 from experts.strict_yaml import Section, load_model
@@ -22,11 +23,14 @@ __all__ = [
     "ExpertSize",
     "HostMemory",
     "Link",
+    "SchedulerSettings",
     "cluster_json_schema",
     "load_cluster",
+    "shipped_cluster",
 ]
 
 _GB = 1e9
+_SHIPPED = SchedulerConfig()
 Bandwidth = Annotated[float, Field(gt=0, le=1e6, description="10^9 bytes per second")]
 TokenRate = Annotated[float, Field(gt=0, le=1e9)]
 
@@ -94,6 +98,25 @@ class ExpertSize(Section):
     bytes: SizeBytes
 
 
+class SchedulerSettings(Section):
+    """Our scheduler's settings, for the policy ``ours``; defaults are the shipped ones."""
+
+    age_bound_ms: float = Field(_SHIPPED.age_bound_ms, gt=0)
+    min_residency_ms: float = Field(_SHIPPED.min_residency_ms, ge=0)
+    min_residency_factor: float = Field(_SHIPPED.min_residency_factor, ge=0)
+    min_residency_ms_max: float = Field(_SHIPPED.min_residency_ms_max, ge=0)
+    drain_deadline_ms: float = Field(_SHIPPED.drain_deadline_ms, gt=0)
+
+    @model_validator(mode="after")
+    def _makes_a_config(self) -> SchedulerSettings:
+        self.config()
+        return self
+
+    def config(self) -> SchedulerConfig:
+        """Raises ValueError for settings that the scheduler refuses."""
+        return SchedulerConfig(**self.model_dump())
+
+
 class Cluster(Section):
     """One node. Engines are numbered from 0; engine e runs on accelerator e modulo the count."""
 
@@ -102,6 +125,7 @@ class Cluster(Section):
     host: HostMemory
     engine: EngineSpeed
     experts: ExpertSize
+    scheduler: SchedulerSettings = SchedulerSettings()
 
     @model_validator(mode="after")
     def _fits(self) -> Cluster:

@@ -16,7 +16,6 @@ from deployments.simulate.ollama import Ollama
 from deployments.simulate.ours import Ours
 from deployments.simulate.static import Static
 from deployments.simulate.workload import Workload
-from deployments.swap.config import SchedulerConfig
 
 __all__ = ["CLAIRVOYANT", "POLICIES", "Comparison", "Objectives", "compare", "make_policy"]
 
@@ -49,12 +48,10 @@ class Comparison:
         return asdict(self)
 
 
-def make_policy(
-    name: str, workload: Workload, scheduler: SchedulerConfig | None = None
-) -> Callable[[Floor], Policy]:
+def make_policy(name: str, workload: Workload) -> Callable[[Floor], Policy]:
     """What ``replay`` needs to make the policy of this name. Raises KeyError for another."""
     makers: dict[str, Callable[[Floor], Policy]] = {
-        "ours": lambda floor: Ours(floor, scheduler),
+        "ours": Ours,
         "fcfs_lru": FcfsLru,
         "llama_swap": lambda floor: LlamaSwap(floor, workload),
         "ollama": Ollama,
@@ -68,17 +65,12 @@ def compare(
     cluster: Cluster,
     workload: Workload,
     objectives: Objectives,
-    *,
-    scheduler: SchedulerConfig | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Replay every policy. ``scheduler``: settings of ours, else the shipped ones.
-
-    ``progress(policy, arrivals so far, arrivals)`` is called now and then.
-    """
+    """Replay every policy. ``progress(policy, arrivals so far, arrivals)``: called now and then."""
     results: dict[str, PolicyResult] = {}
     for name in POLICIES:
-        make = make_policy(name, workload, scheduler)
+        make = make_policy(name, workload)
         results[name] = _replay_one(cluster, workload, objectives, name, make, progress)
     planner = results[CLAIRVOYANT]
     best = max(POLICIES, key=lambda name: (_rank(results[name]), name == CLAIRVOYANT))

@@ -26,10 +26,10 @@ LISTING_MS = 500.0  # HostDirectory's pause between two listings
 QUEUE_MAX = 1_000_000  # only patience ends a wait here, for every policy alike
 
 
-def scheduler_config(floor: Floor, base: SchedulerConfig | None = None) -> SchedulerConfig:
-    """The shipped settings (or ``base``), with the cluster's batch and the replay's patience."""
+def scheduler_config(floor: Floor) -> SchedulerConfig:
+    """The cluster's settings (else the shipped ones), with its batch and the replay's patience."""
     return replace(
-        base or SchedulerConfig(),
+        floor.cluster.scheduler.config(),
         queue_max=QUEUE_MAX,
         in_flight_max=floor.cluster.engine.in_flight_max,
         queue_wait_ms_max=floor.patience_ms,
@@ -39,14 +39,9 @@ def scheduler_config(floor: Floor, base: SchedulerConfig | None = None) -> Sched
 class Ours:
     """Carries out the schedulers' effects on the floor, as the driver does on an engine."""
 
-    def __init__(
-        self,
-        floor: Floor,
-        config: SchedulerConfig | None = None,
-        listing_ms: float = LISTING_MS,
-    ) -> None:
+    def __init__(self, floor: Floor, listing_ms: float = LISTING_MS) -> None:
         self.floor = floor
-        self.config = scheduler_config(floor, config)
+        self.config = scheduler_config(floor)
         self.schedulers = [Scheduler(self.config, floor.experts) for _ in floor.slots]
         self._jobs: dict[str, Job] = {}
         self._at: dict[str, int] = {}

@@ -147,7 +147,14 @@ async def test_the_client_raises_its_own_classes(client: AsyncOpenAI) -> None:
 
 @pytest.mark.parametrize(
     ("raw", "said"),
-    [(b"", "JSON"), (b"{", "JSON"), (b"[]", "object"), (b"\xff", "JSON"), (b'{"a":NaN}', "JSON")],
+    [
+        (b"", "JSON"),
+        (b"{", "JSON"),
+        (b"[]", "object"),
+        (b"\xff", "JSON"),
+        (b'{"a":NaN}', "JSON"),
+        (b"[" * 9_000, "JSON"),
+    ],
 )
 async def test_malformed_json(http: httpx2.AsyncClient, raw: bytes, said: str) -> None:
     answer = await http.post("/v1/chat/completions", content=raw)

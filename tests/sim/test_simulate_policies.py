@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployments.simulate.cluster import Cluster
+from deployments.simulate.cluster import Cluster, SchedulerSettings
 from deployments.simulate.compare import POLICIES, Objectives, compare, make_policy
 from deployments.simulate.floor import Tally, replay
 from deployments.simulate.job import Job, JobState
@@ -165,6 +165,16 @@ def test_ours_serves_the_cold_expert_within_its_bound() -> None:
 
     assert cold_wait_ms("ours") <= bound_ms
     assert cold_wait_ms("llama_swap") > bound_ms  # the same load starves it there
+
+
+def test_ours_takes_back_what_has_sent_nothing_when_a_drain_lasts_too_long() -> None:
+    hurried = {"drain_deadline_ms": 50.0, "min_residency_ms": 0.0, "min_residency_factor": 0.0}
+    on = cluster(1, batch=8).model_copy(update={"scheduler": SchedulerSettings(**hurried)})
+    load = workload(*((600.0, "a") for _ in range(8)), *((601.0, "b") for _ in range(40)), (0, "a"))
+    tally = run("ours", load, on)
+    assert tally.stops > 0
+    assert all(job.state is JobState.SERVED for job in tally.jobs)
+    assert max(job.starts for job in tally.jobs) == 2  # a drain takes a request back only once
 
 
 TINY = [

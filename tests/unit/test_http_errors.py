@@ -26,6 +26,13 @@ def test_every_error_class_stands_in_the_table() -> None:
     [
         (e.QueueFull("x", 3, 1_500.0), 503, {b"retry-after": b"2"}),
         (e.RateLimited("key", 400_000.0), 429, {b"retry-after": b"120"}),
+        (e.RateLimited("tokens per minute", None), 429, {b"x-should-retry": b"false"}),
+        (e.ScopeDenied("expert", "x"), 403, {}),
+        (
+            e.BudgetExceeded("key's day", 2, 1, 86_399_001.0),
+            402,
+            {b"retry-after": b"86400", b"x-should-retry": b"false"},
+        ),
         (e.BudgetExceeded("key", 2, 1), 402, {b"x-should-retry": b"false"}),
         (e.UpstreamTimeout("x", "total", 5.0), 504, {b"x-should-retry": b"false"}),
         (e.MethodNotAllowed("GET", "/x", ("POST",)), 405, {b"allow": b"POST"}),

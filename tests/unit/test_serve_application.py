@@ -77,3 +77,10 @@ def test_a_host_that_names_a_remote_expert_is_refused_by_line(tmp_path: Path) ->
 def test_wrong_arguments_are_a_sentence(arguments: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=r"config|nowhere"):
         build(arguments)
+
+
+def test_a_host_to_serve_that_is_misspelt_is_not_left_out_silently() -> None:
+    config = str(ROOT / "examples" / "quickstart" / "coe.yaml")
+    assert replicas(build({"config": config, "hosts": ["local"]}))
+    with pytest.raises(ConfigError, match="no host is named locl"):
+        build({"config": config, "hosts": ["local", "locl"]})

@@ -103,3 +103,17 @@ def test_progress_numbers_its_steps_and_tells_the_time() -> None:
         "   1.5 s  [2/2] second",
         "   4.0 s        done in 2.5 s",
     ]
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("0.0.0.0", "127.0.0.1"),
+        ("::", "[::1]"),
+        ("::1", "[::1]"),
+        ("gateway.internal", "gateway.internal"),
+    ],
+)
+def test_every_address_to_listen_on_has_a_url(host: str, url: str) -> None:
+    assert supervisor.dialable(host) == url
