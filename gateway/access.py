@@ -14,7 +14,7 @@ from typing import Protocol
 
 from experts.errors import AuthenticationFailed, StateUnavailable
 from gateway.journal import Admission, Decision, Journal
-from gateway.keys import Access, KeyRecord, digest_of, looks_like_a_key
+from gateway.keys import Access, Admitted, KeyRecord, digest_of, looks_like_a_key
 from gateway.state.keys import REVOKED_KEY, UNKNOWN_KEY, KeyLedger, Order, Refused
 from gateway.wire import WireRequest
 
@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 _NO_KEY = "This gateway needs an API key."
 _LEASE_MARGIN_MS = 30_000  # deciding, queueing at the door, writing to a slow client
 _BACKLOG_MAX = 10_000
+# At a time. In a burst the others wait here, where no time is running: handing the store all of
+# them at once would let its patience run out on the way, and it would count as away.
+_STORE_CALLS_MAX = 32
 _RETRY_S = 0.5
 
 
@@ -107,6 +110,7 @@ class AccessControl:
         self._ledger = ledger
         self._require_keys = require_keys
         self._request_timeout_ms = request_timeout_ms
+        self._turns = asyncio.Semaphore(_STORE_CALLS_MAX)
         self._settling: set[asyncio.Task[None]] = set()
         self._backlog: deque[_Bill] = deque()
         self._retrying: asyncio.Task[None] | None = None
@@ -127,7 +131,8 @@ class AccessControl:
                 raise AuthenticationFailed(_NO_KEY if secret is None else UNKNOWN_KEY)
             return Access()
         try:
-            record = await self._keys.find(digest_of(secret))
+            async with self._turns:
+                record = await self._keys.find(digest_of(secret))
         except StateUnavailable:
             return Access(unverified=True)
         if record is None:
@@ -148,7 +153,7 @@ class AccessControl:
         if key is None:
             return
         order = worst_case_order(request, decision, self._request_timeout_ms)
-        asking = asyncio.ensure_future(self._ledger.admit(key.digest, journal.decision_id, order))
+        asking = asyncio.ensure_future(self._ask(key.digest, journal.decision_id, order))
         # Noted before the answer is known: whoever is cancelled meanwhile may have been admitted.
         journal.admission = Admission(journal.decision_id, key.digest, asking)
         try:
@@ -161,6 +166,10 @@ class AccessControl:
         if isinstance(answer, Refused):
             journal.admission = None
             raise answer.error
+
+    async def _ask(self, digest: str, admission_id: str, order: Order) -> Admitted | Refused:
+        async with self._turns:
+            return await self._ledger.admit(digest, admission_id, order)
 
     async def settle(self, journal: Journal) -> None:
         """Settle now, before the answer's last byte, so that the next request finds the place free.
@@ -217,7 +226,10 @@ class AccessControl:
                 self._postpone(bill)
 
     async def _write(self, bill: _Bill) -> None:
-        await self._ledger.settle(bill.digest, bill.admission_id, bill.spent_micro_usd, bill.tokens)
+        async with self._turns:
+            await self._ledger.settle(
+                bill.digest, bill.admission_id, bill.spent_micro_usd, bill.tokens
+            )
 
     def _postpone(self, bill: _Bill) -> None:
         if len(self._backlog) >= _BACKLOG_MAX:

@@ -1,1 +1,1 @@
-"""What several gateways share through the state store: budgets and the decision log."""
+"""What several gateways share through the state store: API keys and the decision log."""

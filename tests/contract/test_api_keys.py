@@ -95,6 +95,12 @@ class Keys:
 
 
 @pytest.fixture
+def store_url(stand_alone_url: str) -> str:
+    """One server is enough here: the scripts are tested on both in ``test_store_keys``."""
+    return stand_alone_url
+
+
+@pytest.fixture
 async def keys(tmp_path: Path, store: StateStore) -> AsyncIterator[Keys]:
     made = Keys(tmp_path, store)
     yield made

@@ -21,6 +21,7 @@ from gateway.state.keys import KeyLedger, KeyStore, Order, Settlement
 pytestmark = pytest.mark.valkey
 
 START = 1_709_251_190_000  # ten seconds before the end of February 2024, UTC
+REMEMBERED_MS = 3_600_000  # so long after its lease a late settlement still counts
 IDS = [f"r{n}" for n in range(6)]
 
 
@@ -32,14 +33,15 @@ class Model:
     budgets: KeyBudgets
     spent: dict[str, dict[str, int]] = field(default_factory=dict)  # window -> its start -> money
     held: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # money, tokens, lease end
-    expired: set[str] = field(default_factory=set)
+    expired: dict[str, int] = field(default_factory=dict)  # when it was released
     levels: dict[str, tuple[int, int]] = field(default_factory=dict)  # level, at
 
     def admit(self, name: str, order: Order, now_ms: int) -> type | None:
         """None when admitted, else the class of the refusal."""
         for late in [n for n, (_, _, ends) in self.held.items() if ends <= now_ms]:
             del self.held[late]
-            self.expired.add(late)
+            self.expired[late] = now_ms
+        self.expired = {n: at for n, at in self.expired.items() if at > now_ms - REMEMBERED_MS}
         if name in self.held:
             return None
         reserved = sum(money for money, _, _ in self.held.values())
@@ -58,14 +60,14 @@ class Model:
         for bucket, level in levels.items():
             self.levels[bucket] = (level - wanted[bucket], now_ms)
         self.held[name] = (order.amount_micro_usd, order.tokens, now_ms + order.lease_ms)
-        self.expired.discard(name)
+        self.expired.pop(name, None)
         return None
 
     def settle(self, name: str, spent: int, tokens: int, now_ms: int) -> Settlement:
         if name not in self.held:
             if name not in self.expired:
                 return Settlement.UNKNOWN
-            self.expired.discard(name)
+            del self.expired[name]
             self._charge(spent, now_ms)
             return Settlement.LATE
         _, estimated, _ = self.held.pop(name)

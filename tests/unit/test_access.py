@@ -190,3 +190,42 @@ async def test_what_cannot_be_written_at_the_end_is_told(
     await access.settle(one)
     await access.aclose()
     assert "1 settlements (6 micro-USD) were not written" in caplog.text
+
+
+async def test_a_burst_waits_its_turn_before_the_store_s_patience_starts() -> None:
+    """Given all at once, the last ones would time out and the store would count as away."""
+    inside, highest = 0, 0
+
+    class Busy(Ledger, Lookup):
+        async def _work(self) -> None:
+            nonlocal inside, highest
+            inside += 1
+            highest = max(highest, inside)
+            for _ in range(3):
+                await asyncio.sleep(0)
+            inside -= 1
+
+        async def find(self, digest: str) -> KeyRecord | None:
+            await self._work()
+            return KEY
+
+        async def admit(self, digest: str, admission_id: str, order: Order) -> Any:
+            await self._work()
+            return await super().admit(digest, admission_id, order)
+
+        async def settle(self, digest: str, name: str, spent: int, tokens: int) -> Settlement:
+            await self._work()
+            return await super().settle(digest, name, spent, tokens)
+
+    busy = Busy()
+    access = gate(busy, cast(Lookup, busy))
+
+    async def one() -> None:
+        made = journal()
+        made.access = await access.authenticate(SECRET)
+        await access.admit(made, REQUEST, decision())
+        await access.settle(made)
+
+    await asyncio.gather(*(one() for _ in range(300)))
+    assert len(busy.settled) == 300
+    assert 1 < highest <= 32
