@@ -49,7 +49,7 @@ types: $(STAMP)
 	@$(VENV)/bin/mypy
 
 check: lint types ## fast checks: lint, types, imports, unit, property, simulation, in-process contract
-	@$(PY) -W error -m pytest -q tests/unit tests/property tests/sim tests/contract
+	@$(PY) -m pytest -q -n 2 --dist loadfile tests/unit tests/property tests/sim tests/contract
 
 test: check models ## everything: check, then real Valkey, Ray cluster and vLLM engine
 	@$(PY) -m pytest tests/integration tests/chaos

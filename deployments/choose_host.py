@@ -2,9 +2,10 @@
 
 The measure is latency added, to this request and to others. A request for an expert that is
 resident waits for those before it. One whose expert is already queued at a host waits for a swap
-that will happen anyway. One that would start a new swap waits for it and makes the host's other
-experts wait as long, so its swap counts twice; that keeps work for one expert together until a
-queue has grown longer than a second copy costs.
+that will happen anyway. One that would start a new swap waits for it, and everybody whom the host
+serves now waits as long: its swap counts once for the request itself and once for each request that
+runs or waits there for another expert. That keeps work for one expert together until a queue has
+grown longer than a second copy costs, and new experts away from busy hosts.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterable
 
 from deployments.host_record import SERVING, HostRecord
 
-UNMEASURED_SWAP_MS = 5_000.0  # until a host has measured any swap; pessimistic on purpose
+UNMEASURED_SWAP_MS = 5_000.0  # until any host has measured any swap; pessimistic on purpose
 UNMEASURED_REQUEST_MS = 50.0  # delay per waiting request until a host has measured it
 OUTDATED_RECORD_MS = 10_000  # beyond any skew of clocks that time synchronisation leaves
 
@@ -26,10 +27,24 @@ def choose_host(records: Iterable[HostRecord], expert: str, now_ms: float) -> Ho
     lower id.
     """
     candidates = [record for record in records if record.serves(expert)]
-    return min(candidates, key=lambda record: _rank(record, expert, now_ms), default=None)
+    unmeasured_ms = unmeasured_swap_ms(candidates)
+    return min(
+        candidates, key=lambda record: _rank(record, expert, now_ms, unmeasured_ms), default=None
+    )
 
 
-def expected_wait_ms(record: HostRecord, expert: str) -> float:
+def unmeasured_swap_ms(records: Iterable[HostRecord]) -> float:
+    """What to take for a swap on a host that has measured none: the slowest of any host.
+
+    A host that has not swapped yet must not look worse than one that has, or it never will.
+    """
+    measured = [ms for record in records for ms in record.swap_ms.values()]
+    return max(measured, default=UNMEASURED_SWAP_MS)
+
+
+def expected_wait_ms(
+    record: HostRecord, expert: str, unmeasured_ms: float = UNMEASURED_SWAP_MS
+) -> float:
     """Time until the host would start this request. Infinite for an expert it does not serve."""
     if not record.serves(expert):
         return float("inf")
@@ -38,16 +53,19 @@ def expected_wait_ms(record: HostRecord, expert: str) -> float:
         return own_ms
     others = [e for e, depth in record.queue_depths.items() if depth > 0 and e != expert]
     others_ms = sum(record.queue_depths[e] for e in others) * _request_ms(record)
-    swaps_ms = sum(swap_ms(record, e) for e in others if not is_resident(record, e))
-    return swap_ms(record, expert) + own_ms + others_ms + swaps_ms
+    swaps_ms = sum(swap_ms(record, e, unmeasured_ms) for e in others if not is_resident(record, e))
+    return swap_ms(record, expert, unmeasured_ms) + own_ms + others_ms + swaps_ms
 
 
-def added_latency_ms(record: HostRecord, expert: str) -> float:
-    """``expected_wait_ms``, plus the swap that others at the host pay if this request causes it."""
-    wait_ms = expected_wait_ms(record, expert)
+def added_latency_ms(
+    record: HostRecord, expert: str, unmeasured_ms: float = UNMEASURED_SWAP_MS
+) -> float:
+    """``expected_wait_ms``, plus the swap for everybody at the host if this request causes it."""
+    wait_ms = expected_wait_ms(record, expert, unmeasured_ms)
     if is_resident(record, expert) or record.queue_depths.get(expert, 0) > 0:
         return wait_ms
-    return wait_ms + swap_ms(record, expert)
+    delayed = record.in_flight + sum(record.queue_depths.values())
+    return wait_ms + swap_ms(record, expert, unmeasured_ms) * (1 + delayed)
 
 
 def is_resident(record: HostRecord, expert: str) -> bool:
@@ -55,22 +73,24 @@ def is_resident(record: HostRecord, expert: str) -> bool:
     return record.resident == expert and record.slot_state == SERVING
 
 
-def swap_ms(record: HostRecord, expert: str) -> float:
-    """Measured, else the slowest swap measured on this host, else ``UNMEASURED_SWAP_MS``."""
+def swap_ms(record: HostRecord, expert: str, unmeasured_ms: float = UNMEASURED_SWAP_MS) -> float:
+    """Measured, else the slowest swap measured on this host, else ``unmeasured_ms``."""
     measured = record.swap_ms.get(expert)
     if measured is not None:
         return measured
-    return max(record.swap_ms.values(), default=UNMEASURED_SWAP_MS)
+    return max(record.swap_ms.values(), default=unmeasured_ms)
 
 
 def _request_ms(record: HostRecord) -> float:
     return record.queued_request_ms or UNMEASURED_REQUEST_MS
 
 
-def _rank(record: HostRecord, expert: str, now_ms: float) -> tuple[bool, float, bool, int, str]:
+def _rank(
+    record: HostRecord, expert: str, now_ms: float, unmeasured_ms: float
+) -> tuple[bool, float, bool, int, str]:
     return (
         now_ms - record.heartbeat_ms > OUTDATED_RECORD_MS,
-        added_latency_ms(record, expert),
+        added_latency_ms(record, expert, unmeasured_ms),
         not is_resident(record, expert),
         record.in_flight,
         record.host_id,

@@ -26,7 +26,7 @@ class SchedulerConfig:
     ``queue_max``: requests that may wait, over all experts. ``in_flight_max``: requests the
     resident runs at once. ``age_bound_ms``: a wait that closes admission to another resident.
     ``min_residency_ms``, ``min_residency_factor``: a busy resident stays at least the greater of
-    the first and the second times its measured swap, but never longer than
+    the first and the second times what a turn costs (swap and drain), but never longer than
     ``min_residency_ms_max`` against its will to leave. ``drain_deadline_ms``: how long a drain
     waits before requests that have sent nothing are aborted. ``queue_wait_ms_max``: longest wait of
     a request that names no deadline. ``announce_weight``, ``announce_ttl_ms``: what a look-ahead
@@ -69,7 +69,7 @@ class SchedulerConfig:
         if value < 0:
             raise ValueError(f"{name} must not be negative, not {value}")
 
-    def residency_ms(self, swap_ms: float) -> float:
-        """How long an expert stays, while it has work, after a swap that took ``swap_ms``."""
-        earned_ms = max(self.min_residency_ms, self.min_residency_factor * swap_ms)
+    def residency_ms(self, turn_ms: float) -> float:
+        """How long an expert stays, while it has work; ``turn_ms``: its swap and the next drain."""
+        earned_ms = max(self.min_residency_ms, self.min_residency_factor * turn_ms)
         return min(self.min_residency_ms_max, earned_ms)

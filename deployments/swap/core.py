@@ -161,7 +161,9 @@ class Scheduler:
         lane = self._swapped_lane(expert)
         lane.swap.observe(swap_ms, self._now_ms)
         self._any_swap.observe(swap_ms, self._now_ms)
-        stays_ms = self._config.residency_ms(lane.swap.value or 0.0)
+        # A turn costs its swap and the drain that ends it, which lasts about one service time.
+        turn_ms = (lane.swap.value or 0.0) + (self._service.value or 0.0)
+        stays_ms = self._config.residency_ms(turn_ms)
         self._slot.swap_done(self._now_ms + stays_ms)
         if lane.out_of_service is None:
             self._grant_batch()  # rule 7

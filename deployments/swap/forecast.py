@@ -110,7 +110,7 @@ class Forecast:
             if swap_ms is None:
                 swap_ms = guess_ms
             work_ms = -(-lane.count // batch) * service_ms
-            stay_ms = factor * swap_ms
+            stay_ms = factor * (swap_ms + service_ms)
             if stay_ms < floor_ms:
                 stay_ms = floor_ms
             stay_ms += service_ms
@@ -121,8 +121,9 @@ class Forecast:
         """How long a turn of this expert lasts once it is resident."""
         if not len(lane):
             return 0.0
-        bound_ms = self.config.residency_ms(self._swap_ms(lane, now_ms))
-        return min(self._batches_ms(len(lane), now_ms), bound_ms) + self._service_ms(now_ms)
+        service_ms = self._service_ms(now_ms)
+        bound_ms = self.config.residency_ms(self._swap_ms(lane, now_ms) + service_ms)
+        return min(self._batches_ms(len(lane), now_ms), bound_ms) + service_ms
 
     def _drain_left_ms(self, now_ms: float) -> float:
         if not self.slot.running:

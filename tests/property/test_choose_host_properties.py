@@ -12,6 +12,7 @@ from deployments.choose_host import (
     added_latency_ms,
     choose_host,
     expected_wait_ms,
+    unmeasured_swap_ms,
 )
 from deployments.host_record import HostRecord
 
@@ -69,8 +70,9 @@ def test_no_fresh_host_adds_less_latency_than_the_choice(
     fresh = [r for r in records if r.serves(expert) and NOW - r.heartbeat_ms <= OUTDATED_RECORD_MS]
     if fresh:
         assert chosen in fresh
-        least = min(added_latency_ms(r, expert) for r in fresh)
-        assert added_latency_ms(chosen, expert) == least
+        unmeasured_ms = unmeasured_swap_ms(r for r in records if r.serves(expert))
+        least = min(added_latency_ms(r, expert, unmeasured_ms) for r in fresh)
+        assert added_latency_ms(chosen, expert, unmeasured_ms) == least
 
 
 @given(hosts(), expert_ids, expert_ids)
@@ -128,6 +130,18 @@ def test_draining_resident_must_swap_back() -> None:
 
 def test_equal_hosts_share_by_what_they_run() -> None:
     assert chosen_id(host("x", in_flight=3), host("y", in_flight=2)) == "y"
+
+
+def test_a_host_that_has_never_swapped_is_not_avoided_for_it() -> None:
+    known = host("k", queue_depths={"b": 1}, queued_request_ms=50.0)
+    assert chosen_id(known, host("n", swap_ms={})) == "n"
+
+
+def test_a_new_swap_counts_for_everybody_at_the_host() -> None:
+    busy = host("b", resident="b", in_flight=4)
+    queued = host("q", resident="b", queue_depths={"c": 2}, queued_request_ms=50.0)
+    assert added_latency_ms(busy, "a") == 400.0 + 400.0 * 5
+    assert chosen_id(busy, queued) == "q"
 
 
 def test_host_not_heard_of_for_long_is_the_last_resort() -> None:

@@ -53,7 +53,12 @@ class Rates:
         """The longest that one turn can last: a swap, the stay it earns, and the drain."""
         swap_ms = self.swap_ms * 1.2 * (self.slow_factor if self.slow_chance else 1.0)
         drain_ms = 4 * self.service_ms + self.abort_ms
-        return swap_ms + self.config.residency_ms(swap_ms) + drain_ms + 4 * self.timer_late_ms
+        return (
+            swap_ms
+            + self.config.residency_ms(swap_ms + drain_ms)
+            + drain_ms
+            + 4 * self.timer_late_ms
+        )
 
 
 def draw_rates(seed: int) -> Rates:
