@@ -7,8 +7,8 @@ never cross a process boundary and each tensor-parallel rank pools and swaps its
 Why linear layers keep plain weights on CPU: by default vLLM's CPU build packs every linear weight
 into an opaque oneDNN handle and empties the parameter. A packed handle cannot be overwritten, and
 the tied output head would go on using the pack of an earlier expert. Keeping the parameter as it is
-makes a CPU engine like a GPU engine (what is copied is what is read) and costs little: on a machine
-with AVX512-BF16, `bench/swap.py` reports generation speed beside the packed kernels.
+makes a CPU engine like a GPU engine: what is copied is what is read. The price is speed of
+generation on CPU, which `bench/swap.py` reports against the packed kernels.
 """
 
 from __future__ import annotations
