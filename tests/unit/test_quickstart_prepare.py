@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from examples.quickstart import prepare_models
 from examples.quickstart.prepare_models import (
@@ -32,9 +33,6 @@ from experts.lora_merge import file_digest, weights_digest
 
 MAX_ADAPTER_BYTES = 6_000_000
 NAMES = ("one", "two")
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("peft")
 
 
 def _llama(seed: int, hidden: int = 32) -> Any:

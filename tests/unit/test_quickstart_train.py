@@ -7,14 +7,11 @@ from random import Random
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
+from examples.quickstart import train_specialists as training
 from examples.quickstart.tasks import Example
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("peft")
-
-from examples.quickstart import train_specialists as training  # noqa: E402
 
 
 class LetterTokenizer:
