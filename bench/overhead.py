@@ -5,6 +5,9 @@ httptools), and this client. Direct and gateway calls alternate, so that load fr
 machine falls on both. Bounded by design to well under 90 seconds.
 
     python bench/overhead.py [--json FILE] [--rounds 300] [--seconds 5]
+
+With ``vllm-router`` installed (optional, see ``_vllm_router.py``) the load phases also run through
+it, in turns with the gateway, and the ratios are reported.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 import aiohttp  # noqa: E402 - the project root has to be importable first
 import psutil  # noqa: E402
 
-from bench import _report  # noqa: E402
+from bench import _report, _vllm_router  # noqa: E402
 from deployments.environment import REDIS_ENV  # noqa: E402
 
 ARTIFACT = ROOT / "routers" / "data" / "quickstart" / "artifact"
@@ -65,6 +68,8 @@ async def main() -> int:
             await asyncio.gather(_ready(http, upstream, "/v1/models"), _ready(http, plain.url))
             result = await _measure(http, upstream, plain, options)
     with contextlib.ExitStack() as stack:
+        result |= await _with_peer(stack, options)
+    with contextlib.ExitStack() as stack:
         result |= await _with_router(stack, options)
     with contextlib.ExitStack() as stack:
         result |= await _with_keys(stack, options)
@@ -78,6 +83,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--json", help="result file; - for standard output")
     parser.add_argument("--rounds", type=int, default=300, help="sequential calls on each path")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each load phase")
+    parser.add_argument("--vllm-router", metavar="FILE", help="the peer's executable")
     parser.add_argument("--serve", choices=["upstream", "gateway"], help=argparse.SUPPRESS)
     parser.add_argument("--fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--upstream", help=argparse.SUPPRESS)
@@ -123,6 +129,44 @@ async def _measure(
         "sequential_calls": options.rounds,
         "load_seconds": options.seconds,
     }
+
+
+async def _with_peer(stack: contextlib.ExitStack, options: argparse.Namespace) -> dict[str, Any]:
+    """Both load phases through the gateway and through the peer, in turns, on one upstream."""
+    executable = _vllm_router.command(options.vllm_router)
+    if executable is None:
+        reason = "vllm-router is not installed (pip install vllm-router==0.1.17)"
+        return {"rps_vs_vllm_router": None, "streams_vs_vllm_router": None, "peer": reason}
+    upstream = stack.enter_context(_serving("upstream")).url
+    gateway = stack.enter_context(_serving("gateway", "--upstream", upstream)).url
+    peer = stack.enter_context(_vllm_router.running(executable, upstream)).url
+    async with _client() as http:
+        await asyncio.gather(_ready(http, upstream, "/v1/models"), _ready(http, gateway))
+        await _listening(http, peer)
+        ask, stream = _asker(http), _streamer(http)
+        await _alternating(ask, (gateway, peer), 50)
+        gateway_ms, peer_ms = await _alternating(ask, (gateway, peer), options.rounds)
+        rps = await _in_turns(ask, (gateway, peer), 64, options.seconds)
+        streams = await _in_turns(stream, (gateway, peer), 32, options.seconds)
+    return {
+        "vllm_router_p50_ms": _p(peer_ms, 50),
+        "p50_over_vllm_router": round(_p(gateway_ms, 50) / _p(peer_ms, 50), 3),
+        "vllm_router_rps_c64": rps[1],
+        "rps_vs_vllm_router": round(rps[0] / rps[1], 3),
+        "vllm_router_streams_per_s_c32": streams[1],
+        "streams_vs_vllm_router": round(streams[0] / streams[1], 3),
+    }
+
+
+async def _in_turns(
+    call: Call, urls: tuple[str, str], concurrency: int, seconds: float
+) -> tuple[float, float]:
+    """Calls per second on either path: two phases each, so that a drift falls on both."""
+    rates: tuple[list[float], list[float]] = ([], [])
+    for _ in range(2):
+        for url, found in zip(urls, rates, strict=True):
+            found.append((await _rate(call, url, concurrency, seconds / 2))[0])
+    return statistics.mean(rates[0]), statistics.mean(rates[1])
 
 
 async def _with_router(stack: contextlib.ExitStack, options: argparse.Namespace) -> dict[str, Any]:
@@ -337,6 +381,17 @@ async def _ready(http: aiohttp.ClientSession, url: str, path: str = "/health/rea
         answer.raise_for_status()
 
 
+async def _listening(http: aiohttp.ClientSession, url: str) -> None:
+    """Until a process whose socket is its own answers its health check."""
+    async with asyncio.timeout(READY_S):
+        while True:
+            with contextlib.suppress(aiohttp.ClientConnectionError):
+                async with http.get(url + "/health") as answer:
+                    if answer.status == 200:
+                        return
+            await asyncio.sleep(0.1)
+
+
 def serve(options: argparse.Namespace) -> None:
     """A child's whole life."""
     import uvicorn
@@ -353,7 +408,22 @@ def _upstream_app() -> Any:
     from experts.scripted_server import ScriptedServer
 
     scripts = {name: Script.parse(text) for name, text in SCRIPTS.items()}
-    return ScriptedServer(scripts | {MODELS[name]: script for name, script in scripts.items()})
+    names = scripts | {MODELS[name]: script for name, script in scripts.items()}
+    return _Healthy(ScriptedServer(names))
+
+
+class _Healthy:
+    """Answers the health check that the peer wants of its workers."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or scope["path"] != "/health":
+            await self._app(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
 
 
 class _OneHost:

@@ -6,6 +6,9 @@ import re
 import unicodedata
 from typing import Final
 
+from routers.lookalikes import fold_lookalikes
+from routers.word_salad import without_word_salad
+
 __all__ = ["ROUTING_TEXT_MAX_CHARS", "routing_text", "windowed"]
 
 ROUTING_TEXT_MAX_CHARS: Final = 2_000
@@ -24,16 +27,22 @@ _INVISIBLE: Final = re.compile(
 )
 
 
-def routing_text(text: str, *, max_chars: int = ROUTING_TEXT_MAX_CHARS) -> str:
+def routing_text(text: str, *, max_chars: int = ROUTING_TEXT_MAX_CHARS, harden: bool = True) -> str:
     """Normalise ``text`` and keep at most ``max_chars`` characters, from its head and its tail.
 
-    NFKC, invisible characters removed, white space collapsed. Two thirds of a long prompt's window
-    come from its head, where the instruction usually is, one third from its tail, where it is when
-    data came first. The work is bounded by ``max_chars``, not by the length of ``text``.
-    Idempotent. Raises ValueError when ``max_chars`` is too small to hold both ends.
+    NFKC, invisible characters removed, white space collapsed; with ``harden`` (off only to measure
+    what it is worth) look-alike letters folded and word salad left out. Two thirds of a long
+    prompt's window come from its head, where the instruction usually is, one third from its tail,
+    where it is when data came first. The work is bounded by ``max_chars``, not by the length of
+    ``text``. Idempotent. Raises ValueError when ``max_chars`` is too small to hold both ends.
     """
     if max_chars < _MIN_CHARS:
         raise ValueError(f"max_chars must be at least {_MIN_CHARS}, got {max_chars}")
+    window = _window(text, max_chars)
+    return without_word_salad(fold_lookalikes(window))[0] if harden else window
+
+
+def _window(text: str, max_chars: int) -> str:
     raw_window = _RAW_WINDOW_FACTOR * max_chars
     if len(text) <= 2 * raw_window:
         whole = _normalised(text)
