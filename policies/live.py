@@ -1,9 +1,10 @@
 """Policies that can change while the gateway runs.
 
 A folder of policy files is validated before it takes effect, file by file: a broken file keeps its
-old version in service and its error on record. What is in force is one immutable ``PolicySet``,
-replaced by a single assignment, so a request that has taken ``current`` sees one version to its
-end. The watcher's owner is one event loop; ``reload_now`` may be called from it at any time.
+old version in service and its error on record. Versions from the shared store (``set_overrides``)
+stand before those of the files. What is in force is one immutable ``PolicySet``, replaced by a
+single assignment, so a request that has taken ``current`` sees one version to its end. The
+watcher's owner is one event loop; its methods may be called from there at any time.
 """
 
 from __future__ import annotations
@@ -17,45 +18,15 @@ from types import MappingProxyType
 
 from watchfiles import awatch
 
-from experts.errors import ConfigError, UnknownModel
+from experts.errors import ConfigError
 from policies.loader import load_policy
+from policies.policy_set import Override, PolicySet, joined
 from policies.types import Policy
+
+__all__ = ["PolicySet", "PolicyWatcher", "ReloadReport"]
 
 SUFFIX = ".yaml"
 _RESCAN_MS = 5_000  # also finds changes on file systems without notifications
-
-
-@dataclass(frozen=True, slots=True)
-class PolicySet:
-    """The policies in force. ``default`` is the one that ``model: auto`` means."""
-
-    policies: Mapping[str, Policy]
-    default: str
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(self.policies)
-
-    @property
-    def digests(self) -> dict[str, str]:
-        return {name: policy.digest for name, policy in self.policies.items()}
-
-    @property
-    def default_policy(self) -> Policy:
-        return self.policies[self.default]
-
-    def get(self, name: str) -> Policy:
-        """Raises UnknownModel with the names there are."""
-        policy = self.policies.get(name)
-        if policy is None:
-            raise UnknownModel(model=name, available=self.names)
-        return policy
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.policies
-
-    def __len__(self) -> int:
-        return len(self.policies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +63,24 @@ class PolicyWatcher:
         self._on_change = on_change
         self._task: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
+        self._overrides: Mapping[str, Override] = {}
+        self._file_errors: Mapping[str, ConfigError] = {}
         self._errors: Mapping[str, ConfigError] = {}
-        self._current = self._load_at_start()
+        self._files: Mapping[str, Policy] = self._load_at_start()
+        self._current = PolicySet(MappingProxyType(dict(sorted(self._files.items()))), default)
 
     @property
     def current(self) -> PolicySet:
         return self._current
 
     @property
+    def files(self) -> Mapping[str, Policy]:
+        """What the files say, in force or not."""
+        return self._files
+
+    @property
     def errors(self) -> Mapping[str, ConfigError]:
-        """By file name: what is wrong with files whose old version is still in force."""
+        """By file name, or ``store:`` and policy: what is wrong with versions not in force."""
         return self._errors
 
     async def start(self) -> None:
@@ -122,23 +101,33 @@ class PolicyWatcher:
     def reload_now(self) -> ReloadReport:
         """Read the folder again and put every valid file in force. Never raises ConfigError."""
         loaded, errors = self._read_folder()
-        before = self._current.policies
-        after = {**loaded, **self._kept(before, loaded, errors)}
-        self._errors = MappingProxyType(errors)
-        report = _difference(before, after, errors)
-        if report.any_change:
-            self._current = _policy_set(after, self._default)
+        self._files = {**loaded, **self._kept(self._files, loaded, errors)}
+        self._file_errors = errors
+        return self._put_in_force()
+
+    def set_overrides(self, overrides: Mapping[str, Override]) -> ReloadReport:
+        """What the shared store says now. Never raises ConfigError."""
+        self._overrides = dict(overrides)
+        return self._put_in_force()
+
+    def _put_in_force(self) -> ReloadReport:
+        before = self._current
+        after, wrong = joined(self._files, self._overrides, before, self._catalogue_ids)
+        self._errors = MappingProxyType({**self._file_errors, **wrong})
+        report = _difference(before.policies, after.policies, self._errors)
+        if after != before:
+            self._current = after
             if self._on_change is not None:
-                self._on_change(self._current)
+                self._on_change(after)
         return report
 
-    def _load_at_start(self) -> PolicySet:
+    def _load_at_start(self) -> Mapping[str, Policy]:
         loaded, errors = self._read_folder()
         if errors:
             raise next(iter(errors.values()))
         if self._default not in loaded:
             raise self._default_missing(loaded)
-        return _policy_set(loaded, self._default)
+        return loaded
 
     def _read_folder(self) -> tuple[dict[str, Policy], dict[str, ConfigError]]:
         loaded: dict[str, Policy] = {}
@@ -206,10 +195,6 @@ def _signature(folder: Path) -> tuple[tuple[str, int, int], ...]:
     except OSError:
         return ()
     return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
-
-
-def _policy_set(policies: Mapping[str, Policy], default: str) -> PolicySet:
-    return PolicySet(MappingProxyType(dict(sorted(policies.items()))), default)
 
 
 def _difference(

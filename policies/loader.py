@@ -19,7 +19,7 @@ from experts.strict_yaml import Document, first_of, parse_document, read_bounded
 from experts.types import MICRO_USD_PER_USD
 from experts.yaml_tree import Loc
 from policies.schema import PolicyFile
-from policies.types import Calibration, Caps, Policy, Route, StreamWindow
+from policies.types import Affinity, Calibration, Caps, PerQuery, Policy, Route, StreamWindow
 
 _DIGEST_HEX_DIGITS = 16
 _NOT_IN_DIGEST = {"description"}
@@ -72,6 +72,10 @@ def _problems(
         for loc, expert in _named_experts(file):
             if expert not in catalogue_ids:
                 yield document.unknown(loc, expert, catalogue_ids, "expert")
+    if file.per_query is not None and not file.per_query.quality.get("general"):
+        yield document.error(
+            ("per_query", "quality"), "add a row 'general': it serves categories without one"
+        )
     for loc, expert in _judged_experts(file):
         if expert not in file.cascade.calibration:
             yield document.error(
@@ -92,12 +96,22 @@ def _named_experts(file: PolicyFile) -> Iterator[tuple[Loc, str]]:
         yield from (((*loc, index), expert) for index, expert in enumerate(experts))
     yield from ((("fallbacks", index), expert) for index, expert in enumerate(file.fallbacks))
     yield from ((("cascade", "calibration", expert), expert) for expert in file.cascade.calibration)
+    if file.per_query is not None:
+        for category, row in file.per_query.quality.items():
+            yield from ((("per_query", "quality", category, expert), expert) for expert in row)
+        yield from (
+            (("per_query", "confidence_sd", expert), expert)
+            for expert in file.per_query.confidence_sd
+        )
 
 
 def _judged_experts(file: PolicyFile) -> Iterator[tuple[Loc, str]]:
     """Every expert of a route but the last."""
     for loc, experts in _routes(file):
         yield from (((*loc, index), expert) for index, expert in enumerate(experts[:-1]))
+    if file.per_query is not None:
+        for expert in file.per_query.confidence_sd:
+            yield ("per_query", "confidence_sd", expert), expert
 
 
 # --- building and dumping ------------------------------------------------------------------------
@@ -120,6 +134,10 @@ def _build(file: PolicyFile, name: str) -> Policy:
         caps=Caps(caps.stages, micro_usd(caps.cost_usd), caps.deadline_ms),
         max_output_tokens_default=file.max_output_tokens_default,
         on_state_outage=file.on_state_outage.model_dump(),
+        required_tags=file.required_tags,
+        affinity=Affinity(**file.affinity.model_dump()),
+        explore_share=file.explore.share,
+        per_query=PerQuery(**file.per_query.model_dump()) if file.per_query else None,
         description=file.description,
     )
     return replace(undigested, digest=_digest(undigested))
@@ -140,6 +158,15 @@ def _canonical(policy: Policy) -> dict[str, Any]:
         "routes": {name: list(route.experts) for name, route in sorted(policy.routes.items())},
         "default": list(policy.default.experts),
         "fallbacks": list(policy.fallbacks),
+        "required_tags": sorted(policy.required_tags),
+        "affinity": {
+            "mode": policy.affinity.mode,
+            "ttl_s": policy.affinity.ttl_s,
+            "quality_worth_ms": float(policy.affinity.quality_worth_ms),
+            "prefill_ms_per_token": float(policy.affinity.prefill_ms_per_token),
+        },
+        "explore": {"share": float(policy.explore_share)},
+        **({"per_query": _per_query(policy.per_query)} if policy.per_query else {}),
         "cascade": {
             "min_confidence": float(policy.min_confidence),
             "calibration": {
@@ -158,4 +185,19 @@ def _canonical(policy: Policy) -> dict[str, Any]:
         },
         "max_output_tokens_default": policy.max_output_tokens_default,
         "on_state_outage": dict(sorted(policy.on_state_outage.items())),
+    }
+
+
+def _per_query(rule: PerQuery) -> dict[str, Any]:
+    return {
+        "quality_per_usd": float(rule.quality_per_usd),
+        "quality_per_s": float(rule.quality_per_s),
+        "output_tokens_expected": rule.output_tokens_expected,
+        "quality": {
+            category: {expert: float(value) for expert, value in sorted(row.items())}
+            for category, row in sorted(rule.quality.items())
+        },
+        "confidence_sd": {
+            expert: float(value) for expert, value in sorted(rule.confidence_sd.items())
+        },
     }

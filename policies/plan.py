@@ -11,7 +11,7 @@ cheap expert that is slow to become resident.)
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from experts.errors import (
     BudgetExceeded,
@@ -20,9 +20,20 @@ from experts.errors import (
     HostUnavailable,
     NoEligibleExpert,
 )
-from experts.types import Capability
+from experts.types import Capability, ExpertSpec
 from policies.money import worst_case
-from policies.types import AcceptanceRule, Candidate, Caps, Overrides, Plan, Policy, Stage
+from policies.objective import Limits, choose, expert_terms
+from policies.types import (
+    AcceptanceRule,
+    Candidate,
+    Caps,
+    ExpertTerms,
+    Overrides,
+    PerQuery,
+    Plan,
+    Policy,
+    Stage,
+)
 
 _NOT_A_CANDIDATE = "cannot serve this request or is not permitted"
 
@@ -36,13 +47,21 @@ def make_plan(
     max_output_tokens: int,
     overrides: Overrides,
     exclusions: Mapping[str, str] | None = None,
+    estimates: Mapping[str, float] | None = None,
 ) -> Plan:
     """The stages to try for a query of ``category``, within policy and request.
+
+    A per-query policy ranks the experts itself, by ``estimates`` of their quality for this query
+    where there are any, else by its tables; its route and fallbacks are what is left if none fits.
 
     ``candidates`` are the eligible experts; ``exclusions`` says why others are not, for notes and
     errors. Raises NoEligibleExpert, HostUnavailable, DeadlineUnreachable or BudgetExceeded when
     neither route nor fallbacks leave a stage.
     """
+    if policy.per_query is not None:
+        size = (prompt_tokens, max_output_tokens)
+        ranked = _ranked(policy.per_query, category, candidates, *size, estimates)
+        return _plan_per_query(policy, category, candidates, *size, overrides, exclusions, ranked)
     walk = _Walk(
         policy,
         effective_caps(policy, overrides),
@@ -58,29 +77,100 @@ def make_plan(
     if not taken:
         names = tuple(dict.fromkeys((*route, *policy.fallbacks)))
         raise walk.refusal(names, by_id)
-    return walk.plan(category, taken)
+    on_route = {one.candidate.spec.id for one in taken}
+    spare = [n for n in policy.fallbacks if n in by_id and n not in on_route]
+    return walk.plan(category, taken, walk.take_alternatives(spare, by_id, behind=taken))
 
 
-def plan_single(
+def _ranked(
+    rule: PerQuery,
+    category: str,
+    candidates: Sequence[Candidate],
+    prompt_tokens: int,
+    max_output_tokens: int,
+    estimates: Mapping[str, float] | None,
+) -> tuple[ExpertTerms, ...]:
+    reachable = [candidate for candidate in candidates if candidate.available]
+    return expert_terms(
+        rule,
+        category,
+        reachable,
+        prompt_tokens=prompt_tokens,
+        output_tokens_max=max_output_tokens,
+        estimates=estimates,
+    )
+
+
+def _plan_per_query(
     policy: Policy,
-    candidate: Candidate,
+    category: str,
+    candidates: Sequence[Candidate],
+    prompt_tokens: int,
+    max_output_tokens: int,
+    overrides: Overrides,
+    exclusions: Mapping[str, str] | None,
+    terms: tuple[ExpertTerms, ...],
+) -> Plan:
+    """The chosen expert, or draft and expert, as the route; everybody else by value behind it."""
+    rule = policy.per_query
+    assert rule is not None
+    caps = effective_caps(policy, overrides)
+    worst = {c.spec.id: worst_case(c.spec, prompt_tokens, max_output_tokens) for c in candidates}
+    limits = Limits(caps.stages, caps.cost_micro_usd, caps.deadline_ms, worst)
+    judgeable = {c.spec.id: is_judgeable(policy, c.spec) for c in candidates}
+    choice = choose(rule, terms, judgeable, limits)
+    route = choice.experts if choice else policy.routes.get(category, policy.default).experts
+    spare = tuple(term.expert for term in terms if term.expert not in route)
+    fixed = replace(
+        policy.with_only_route(route),
+        fallbacks=tuple(dict.fromkeys((*spare, *policy.fallbacks))),
+        min_confidence=(
+            policy.min_confidence
+            if choice is None or choice.accept_from is None
+            else choice.accept_from
+        ),
+    )
+    plan = make_plan(
+        fixed,
+        category,
+        candidates,
+        prompt_tokens=prompt_tokens,
+        max_output_tokens=max_output_tokens,
+        overrides=overrides,
+        exclusions=exclusions,
+    )
+    return replace(plan, terms=terms)
+
+
+def is_judgeable(policy: Policy, spec: ExpertSpec) -> bool:
+    """Whether an answer of this expert can be judged: log-probabilities, and a calibration."""
+    return spec.id in policy.calibrations and Capability.LOGPROBS in spec.capabilities
+
+
+def plan_in_order(
+    policy: Policy,
+    candidates: Sequence[Candidate],
     *,
     prompt_tokens: int,
     max_output_tokens: int,
     overrides: Overrides,
     category: str = "",
+    exclusions: Mapping[str, str] | None = None,
 ) -> Plan:
-    """The plan of a directly named expert: that one or an error, no fallback.
+    """The plan of directly named experts: the first answers; the next only if it could not.
 
-    Raises HostUnavailable, DeadlineUnreachable or BudgetExceeded.
+    Nothing is judged, so the policy's cap on stages, which bounds drafts, does not shorten the
+    list; its caps on money and time do. Raises HostUnavailable, DeadlineUnreachable or
+    BudgetExceeded when none of them can be asked.
     """
     caps = effective_caps(policy, overrides)
-    walk = _Walk(policy, caps, prompt_tokens, max_output_tokens, {})
-    by_id = {candidate.spec.id: candidate}
-    taken = walk.take((candidate.spec.id,), by_id)
+    caps = replace(caps, stages=max(caps.stages, len(candidates)))
+    walk = _Walk(policy, caps, prompt_tokens, max_output_tokens, exclusions or {})
+    by_id = {candidate.spec.id: candidate for candidate in candidates}
+    taken = walk.take_alternatives(by_id, by_id)
     if not taken:
-        raise walk.refusal((candidate.spec.id,), by_id)
-    return walk.plan(category, taken)
+        raise walk.refusal(tuple(by_id), by_id)
+    return walk.plan(category, taken[:1], taken[1:])
 
 
 def effective_caps(policy: Policy, overrides: Overrides) -> Caps:
@@ -135,19 +225,36 @@ class _Walk:
                 return fit
         return []
 
-    def plan(self, category: str, taken: Sequence[_Taken]) -> Plan:
+    def take_alternatives(
+        self, names: Iterable[str], by_id: Mapping[str, Candidate], behind: Sequence[_Taken] = ()
+    ) -> list[_Taken]:
+        """Every expert that fits as an alternative to the last of ``behind``.
+
+        It runs only if those before it failed, and what fails before its first token costs nothing.
+        """
+        taken: list[_Taken] = []
+        for name in names:
+            if self._usable(name, by_id):
+                taken.extend(self._fit(by_id[name], [*behind, *taken], free=len(taken) + 1))
+        return taken
+
+    def plan(
+        self, category: str, taken: Sequence[_Taken], alternatives: Sequence[_Taken] = ()
+    ) -> Plan:
+        """All of ``taken`` but the last are judged; ``alternatives`` stand in for the last."""
         last = len(taken) - 1
+        everyone = (*taken, *alternatives)
         return Plan(
             policy=self._policy.name,
             policy_digest=self._policy.digest,
             category=category,
             stages=tuple(
-                Stage(name, None if index == last else self._rule(name))
-                for index, name in enumerate(one.candidate.spec.id for one in taken)
+                Stage(name, self._rule(name) if index < last else None)
+                for index, name in enumerate(one.candidate.spec.id for one in everyone)
             ),
             caps=self._caps,
             window=self._policy.window,
-            stage_costs_micro_usd=tuple(one.cost_micro_usd for one in taken),
+            stage_costs_micro_usd=tuple(one.cost_micro_usd for one in everyone),
             notes=tuple(dict.fromkeys(self._notes)),
         )
 
@@ -164,7 +271,8 @@ class _Walk:
         affordable = [c for c in known if self._cost(c) <= self._caps.cost_micro_usd]
         reachable = [c for c in affordable if c.available]
         if not reachable:
-            return HostUnavailable(affordable[0].spec.id)
+            first = affordable[0]
+            return HostUnavailable(first.spec.id, first.retry_after_ms, first.why_not)
         soonest = min(reachable, key=lambda candidate: candidate.expected_wait_ms)
         return DeadlineUnreachable(
             soonest.spec.id, soonest.expected_wait_ms, self._caps.deadline_ms
@@ -175,23 +283,27 @@ class _Walk:
         if candidate is None:
             self._notes.append(f"{name}: {self._why_not(name)}")
         elif not candidate.available:
-            self._notes.append(f"{name}: no live host")
+            self._notes.append(f"{name}: {candidate.why_not or 'no live host'}")
         return candidate is not None and candidate.available
 
-    def _fit(self, candidate: Candidate, before: Sequence[_Taken]) -> list[_Taken]:
-        """The expert as a stage behind ``before``; empty, with a note, if a cap forbids it."""
+    def _fit(self, candidate: Candidate, before: Sequence[_Taken], free: int = 0) -> list[_Taken]:
+        """The expert as a stage behind ``before``; empty, with a note, if a cap forbids it.
+
+        The last ``free`` of ``before`` will have cost nothing if it comes to this stage.
+        """
         cost = self._cost(candidate)
-        obstacle = next(self._obstacles(candidate, cost, before), None)
+        paid = before[: max(0, len(before) - free)]
+        obstacle = next(self._obstacles(candidate, cost, before, paid), None)
         if obstacle is None:
             return [_Taken(candidate, cost)]
         self._notes.append(f"{candidate.spec.id}: {obstacle}")
         return []
 
     def _obstacles(
-        self, candidate: Candidate, cost: int, before: Sequence[_Taken]
+        self, candidate: Candidate, cost: int, before: Sequence[_Taken], paid: Sequence[_Taken]
     ) -> Iterator[str]:
         caps = self._caps
-        total = cost + sum(one.cost_micro_usd for one in before)
+        total = cost + sum(one.cost_micro_usd for one in paid)
         wait = candidate.expected_wait_ms
         wait += sum(one.candidate.expected_wait_ms for one in before)
         if len(before) >= caps.stages:
@@ -202,10 +314,7 @@ class _Walk:
             yield f"would start after {wait:.0f} ms of {caps.deadline_ms:.0f} ms"
 
     def _judgeable(self, candidate: Candidate) -> bool:
-        return (
-            candidate.spec.id in self._policy.calibrations
-            and Capability.LOGPROBS in candidate.spec.capabilities
-        )
+        return is_judgeable(self._policy, candidate.spec)
 
     def _rule(self, name: str) -> AcceptanceRule:
         return AcceptanceRule(self._policy.min_confidence, self._policy.calibrations[name])

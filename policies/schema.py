@@ -82,6 +82,40 @@ class OutageSection(Section):
     budgets: Literal["open", "closed"] = "closed"
 
 
+class AffinitySection(Section):
+    """Whether a conversation stays with the expert that knows it already."""
+
+    mode: Literal["off", "prefer", "strict"] = "prefer"
+    ttl_s: int = Field(1_800, ge=1, le=30 * 86_400)
+    quality_worth_ms: float = Field(5_000, ge=0, le=3_600_000)
+    prefill_ms_per_token: float = Field(0.2, ge=0, le=1_000)
+
+
+class ExploreSection(Section):
+    """Trying the policy's other experts, by Thompson sampling over what feedback says."""
+
+    share: float = Field(0, ge=0, le=1, description="Of requests; 0: never.")
+
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class PerQuerySection(Section):
+    """Ranks experts for every query by quality, money and expected latency."""
+
+    quality_per_usd: float = Field(
+        ge=0, le=1e9, description="Quality, 0 to 1, that one US dollar is worth."
+    )
+    quality_per_s: float = Field(
+        0, ge=0, le=1e6, description="Quality that one second of waiting is worth."
+    )
+    output_tokens_expected: int = Field(256, ge=1, le=1_000_000)
+    quality: dict[str, dict[str, Probability]] = Field(
+        description="Category to expert to estimated quality; with a row named general."
+    )
+    confidence_sd: dict[str, Probability] = Field(default_factory=dict)
+
+
 class PolicyFile(Section):
     """A policy file; its name is the file's stem."""
 
@@ -90,7 +124,13 @@ class PolicyFile(Section):
     routes: dict[str, RouteExperts] = Field(default_factory=dict)
     default: RouteExperts
     fallbacks: tuple[str, ...] = ()
+    required_tags: frozenset[str] = Field(
+        default=frozenset(), description="Only experts with all of these tags may answer."
+    )
+    per_query: PerQuerySection | None = None
     cascade: CascadeSection = CascadeSection()
+    affinity: AffinitySection = AffinitySection()
+    explore: ExploreSection = ExploreSection()
     caps: CapsSection
     max_output_tokens_default: int = Field(256, ge=1, le=1_000_000)
     on_state_outage: OutageSection = OutageSection()

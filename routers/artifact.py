@@ -18,12 +18,20 @@ from experts.errors import ArtifactError
 from routers.classifier import Gates, LinearHead, Mixing, References, RouterModel
 from routers.embedder import Embedder
 from routers.metrics import Metrics
+from routers.quality import QualityModel
+from routers.quality_record import (
+    Evidence,
+    QualityRecord,
+    quality_arrays,
+    quality_from_arrays,
+)
 
 __all__ = [
     "FORMAT_VERSION",
     "Artifact",
     "EmbedderRecord",
     "Manifest",
+    "Quality",
     "TrainingRecord",
     "check_embedder",
     "load_artifact",
@@ -34,6 +42,8 @@ FORMAT_VERSION: Final = 1
 ARRAYS_BYTES_MAX: Final = 1 << 30
 MANIFEST_BYTES_MAX: Final = 1 << 20
 _MANIFEST: Final = "manifest.json"
+_ARRAYS: Final = "arrays"
+_QUALITY_ARRAYS: Final = "quality"
 _DTYPES: Final = {"vectors": "float16", "labels": "int64", "weights": "float32", "bias": "float32"}
 
 Arrays = Mapping[str, "np.ndarray[Any, Any]"]
@@ -69,6 +79,21 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     training: TrainingRecord
     arrays_file: str
     arrays_digest: str
+    quality: QualityRecord | None = None
+
+
+class Quality(msgspec.Struct, frozen=True):
+    """Estimates per expert, of an artifact trained on outcomes. The record's file and digest are
+    filled in when it is saved."""
+
+    model: QualityModel
+    evidence: Evidence
+    record: QualityRecord
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """In the order of the estimates' columns."""
+        return self.record.experts + self.record.added
 
 
 class Artifact(msgspec.Struct, frozen=True):
@@ -77,6 +102,7 @@ class Artifact(msgspec.Struct, frozen=True):
     manifest: Manifest
     model: RouterModel
     digest: str
+    quality: Quality | None = None
 
 
 def save_artifact(
@@ -87,14 +113,18 @@ def save_artifact(
     embedder: Embedder,
     text_max_chars: int,
     training: TrainingRecord,
+    quality: Quality | None = None,
 ) -> str:
     """Write an artifact and return its digest.
 
     The arrays get a name made of their digest and the manifest is replaced last, in one rename:
     a reader sees the old artifact or the new one, also after a crash between the two.
     """
-    arrays = _arrays_of(model)
-    digest = _arrays_digest(arrays)
+    files = {_ARRAYS: _arrays_of(model)}
+    if quality is not None:
+        files[_QUALITY_ARRAYS] = quality_arrays(quality.model, quality.evidence)
+    digests = {stem: _arrays_digest(arrays) for stem, arrays in files.items()}
+    names = {stem: f"{stem}-{digest[:16]}.npz" for stem, digest in digests.items()}
     manifest = Manifest(
         format=FORMAT_VERSION,
         created=created,
@@ -104,16 +134,25 @@ def save_artifact(
         mixing=model.mixing,
         gates=model.gates,
         training=training,
-        arrays_file=f"arrays-{digest[:16]}.npz",
-        arrays_digest=digest,
+        arrays_file=names[_ARRAYS],
+        arrays_digest=digests[_ARRAYS],
+        quality=None
+        if quality is None
+        else msgspec.structs.replace(
+            quality.record,
+            arrays_file=names[_QUALITY_ARRAYS],
+            arrays_digest=digests[_QUALITY_ARRAYS],
+        ),
     )
     content = msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2)
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / manifest.arrays_file, partial(_pack, arrays))
+    for stem, arrays in files.items():
+        _replace(folder / names[stem], partial(_pack, arrays))
     _replace(folder / _MANIFEST, lambda stream: stream.write(content + b"\n"))
-    for stale in folder.glob("arrays-*.npz"):
-        if stale.name != manifest.arrays_file:
-            stale.unlink(missing_ok=True)
+    for stem in (_ARRAYS, _QUALITY_ARRAYS):
+        for stale in folder.glob(f"{stem}-*.npz"):
+            if stale.name != names.get(stem):
+                stale.unlink(missing_ok=True)
     return hashlib.sha256(content + b"\n").hexdigest()
 
 
@@ -130,7 +169,27 @@ def load_artifact(folder: Path) -> Artifact:
         manifest.mixing,
         manifest.gates,
     )
-    return Artifact(manifest, model, hashlib.sha256(content).hexdigest())
+    return Artifact(
+        manifest, model, hashlib.sha256(content).hexdigest(), _load_quality(folder, manifest)
+    )
+
+
+def _load_quality(folder: Path, manifest: Manifest) -> Quality | None:
+    record = manifest.quality
+    if record is None:
+        return None
+    arrays = _read_arrays(folder / record.arrays_file)
+    found = _arrays_digest(arrays)
+    _refuse(
+        folder,
+        "does not agree with its manifest",
+        {"quality arrays digest": (record.arrays_digest, found)},
+    )
+    try:
+        model, evidence = quality_from_arrays(record, arrays)
+    except (KeyError, ValueError, TypeError) as error:
+        raise ArtifactError(str(folder / record.arrays_file), f"does not fit: {error}") from error
+    return Quality(model, evidence, record)
 
 
 def check_embedder(folder: Path, manifest: Manifest, embedder: Embedder) -> None:
@@ -177,7 +236,8 @@ def _decoded(folder: Path, content: bytes) -> Manifest:
         manifest = msgspec.json.decode(content, type=Manifest)
     except msgspec.DecodeError as error:
         raise ArtifactError(str(folder / _MANIFEST), f"cannot be read: {error}") from error
-    if Path(manifest.arrays_file).name != manifest.arrays_file:
+    files = [manifest.arrays_file, manifest.quality.arrays_file if manifest.quality else "none"]
+    if any(Path(name).name != name for name in files):
         raise ArtifactError(str(folder), "names an arrays file outside its folder")
     if len(set(manifest.categories)) < max(2, len(manifest.categories)):
         raise ArtifactError(str(folder), "needs two or more categories, each named once")

@@ -28,6 +28,7 @@ __all__ = [
     "RouterModel",
     "blended",
     "knn_posterior",
+    "least_support",
     "normalised_entropy",
     "softmax",
 ]
@@ -68,10 +69,16 @@ class Mixing:
 
 @dataclass(frozen=True, slots=True)
 class Gates:
-    """Above ``entropy_max`` or below ``similarity_min`` a query is ``general``."""
+    """Above ``entropy_max`` or below ``similarity_min`` a query is ``general``.
+
+    So is one whose category falls below ``ablation_min`` when the text loses its head or its tail:
+    a few words at one end must not decide alone (after the ablation checks proposed against
+    "Rerouting LLM Routers", arXiv 2501.01818). 0 turns that gate off.
+    """
 
     entropy_max: float
     similarity_min: float
+    ablation_min: float = 0.0
 
 
 class RouterModel:
@@ -100,8 +107,19 @@ class RouterModel:
 
     def posterior(self, embeddings: Float32Array) -> tuple[Float64Array, Float64Array]:
         """[n, d] unit rows to the posterior [n, c] and the largest cosine [n]."""
+        return self.posterior_given(embeddings, self.cosines(embeddings))
+
+    def cosines(self, embeddings: Float32Array) -> Float32Array:
+        """[n, d] unit rows to their cosines [n, m] with the references."""
+        result: Float32Array = embeddings @ self._vectors.T
+        return result
+
+    def posterior_given(
+        self, embeddings: Float32Array, cosines: Float32Array
+    ) -> tuple[Float64Array, Float64Array]:
+        """``posterior``, where the cosines are known already."""
         votes, nearest = knn_posterior(
-            embeddings @ self._vectors.T,
+            cosines,
             self.references.labels,
             len(self.trained_categories),
             self.mixing.neighbours,
@@ -109,18 +127,43 @@ class RouterModel:
         linear = softmax(embeddings @ self.head.weights + self.head.bias)
         return blended(votes, linear, self.mixing), nearest
 
-    def classify(self, embeddings: Float32Array) -> list[Classification]:
-        """Decide for [n, d] unit rows."""
-        posterior, nearest = self.posterior(embeddings)
+    def classify(
+        self, embeddings: Float32Array, ablated: Float32Array | None = None
+    ) -> list[Classification]:
+        """Decide for [n, d] unit rows, and [n, 2, d] of the same texts without head and tail.
+
+        Without ``ablated`` the ablation gate stays open: the embedder offers none.
+        """
+        return self.decide(*self.posterior(embeddings), ablated)
+
+    def decide(
+        self,
+        posterior: Float64Array,
+        nearest: Float64Array,
+        ablated: Float32Array | None = None,
+    ) -> list[Classification]:
+        """Gate posteriors [n, c], given the largest cosines [n]; ``ablated`` as in ``classify``."""
         entropy = normalised_entropy(posterior)
+        support = self.support(posterior, ablated)
         return [
-            self._decide(row, float(h), float(s))
-            for row, h, s in zip(posterior, entropy, nearest, strict=True)
+            self._decide(row, float(h), float(s), float(a))
+            for row, h, s, a in zip(posterior, entropy, nearest, support, strict=True)
         ]
 
-    def _decide(self, posterior: Float64Array, entropy: float, similarity: float) -> Classification:
+    def support(self, posterior: Float64Array, ablated: Float32Array | None) -> Float64Array:
+        """[n]: the least that the most likely category keeps when either end is left out."""
+        if ablated is None or not len(posterior):
+            return np.ones(len(posterior))
+        shortened, _ = self.posterior(ablated.reshape(-1, ablated.shape[-1]))
+        return least_support(posterior, shortened)
+
+    def _decide(
+        self, posterior: Float64Array, entropy: float, similarity: float, support: float
+    ) -> Classification:
         best = self.trained_categories[int(posterior.argmax())]
         gate = gate_of(entropy, similarity, self.gates)
+        if gate is None and best != GENERAL and support < self.gates.ablation_min:
+            gate = "ablation"
         shares = dict(zip(self.trained_categories, map(float, posterior), strict=True))
         shares.setdefault(GENERAL, 0.0)
         return Classification(
@@ -138,6 +181,14 @@ def gate_of(entropy: float, similarity: float, gates: Gates) -> str | None:
     if similarity < gates.similarity_min:
         return "similarity"
     return "entropy" if entropy > gates.entropy_max else None
+
+
+def least_support(posterior: Float64Array, shortened: Float64Array) -> Float64Array:
+    """[n, c] and [2n, c], two rows a text, to the smaller share [n] of each row's best category."""
+    best = posterior.argmax(axis=1)
+    shares = shortened.reshape(len(posterior), 2, -1)
+    least: Float64Array = shares[np.arange(len(best)), :, best].min(axis=1)
+    return least
 
 
 def knn_posterior(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Iterable, Sequence
+from copy import copy
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +17,12 @@ from routers.text import windowed
 
 __all__ = [
     "DEFAULT_EMBEDDER",
+    "AblatingEmbedder",
     "Embedder",
     "Float32Array",
     "OnnxMiniLm",
     "SentenceTransformerEmbedder",
+    "ServableEmbedder",
     "load_embedder",
 ]
 
@@ -29,6 +32,7 @@ DEFAULT_EMBEDDER: Final = "minilm-int8"
 MINILM_TOKENS_DEFAULT: Final = 48
 MINILM_TOKENS_MAX: Final = 256  # what the model was trained with
 _MINILM_ROWS_MAX: Final = 16
+_ABLATED_TOKENS: Final = 12  # a published gadget has ten
 _ST_PREFIX: Final = "sentence-transformers:"
 _ST_CHARS_PER_TOKEN: Final = 4
 _MODEL_SUFFIXES: Final = frozenset({".bin", ".json", ".onnx", ".safetensors", ".txt"})
@@ -55,6 +59,38 @@ class Embedder(Protocol):
         ...
 
 
+@runtime_checkable
+class AblatingEmbedder(Embedder, Protocol):
+    """An embedder that also says, from the same run, what a text is without either of its ends."""
+
+    def embed_ablated(self, texts: Sequence[str]) -> tuple[Float32Array, Float32Array]:
+        """``embed(texts)`` [n, d], and [n, 2, d]: the unit means without head and without tail."""
+        ...
+
+
+@runtime_checkable
+class ServableEmbedder(Embedder, Protocol):
+    """An embedder whose vectors may be given to callers as well."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Of a longer text, only head and tail are read."""
+        ...
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where its ``tokenizer.json`` lies, for counting; the file may be missing."""
+        ...
+
+    def widened(self) -> ServableEmbedder:
+        """The same model, loaded once, with the longest window it can use."""
+        ...
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens of each text ``embed`` reads, first and last marks included."""
+        ...
+
+
 class OnnxMiniLm:
     """all-MiniLM-L6-v2 with int8 weights on onnxruntime, mean-pooled and normalised.
 
@@ -78,6 +114,7 @@ class OnnxMiniLm:
             )
         self._digest = _files_digest([model, tokenizer])
         self._session = _onnx_session(model, threads)
+        self._tokenizer_folder = tokenizer.parent
         self._tokenizer = Tokenizer.from_file(str(tokenizer))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -85,6 +122,23 @@ class OnnxMiniLm:
         self._sep = _token_id(self._tokenizer, "[SEP]", tokenizer)
         self._max_tokens = max_tokens
         self._dimensions = int(self._session.get_outputs()[0].shape[-1])
+
+    def widened(self) -> OnnxMiniLm:
+        """The same model, loaded once, reading as much of a text as it was trained for."""
+        wide = copy(self)
+        wide._max_tokens = MINILM_TOKENS_MAX
+        return wide
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        return [len(self._token_ids(text)) for text in texts]
+
+    @property
+    def max_tokens(self) -> int:
+        return self._max_tokens
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        return self._tokenizer_folder
 
     @property
     def id(self) -> str:
@@ -99,13 +153,28 @@ class OnnxMiniLm:
         return self._dimensions
 
     def embed(self, texts: Sequence[str]) -> Float32Array:
+        return self._pooled(texts, ablate=False)[:, 0]
+
+    def embed_ablated(self, texts: Sequence[str]) -> tuple[Float32Array, Float32Array]:
+        """What is left out at either end is ``_ABLATED_TOKENS``, or half of a shorter text.
+
+        The states of the tokens that stay have attended to those left out, so this is weaker than
+        embedding the shortened text, and costs a mean instead of a run of the model.
+        """
+        pooled = self._pooled(texts, ablate=True)
+        return pooled[:, 0], pooled[:, 1:]
+
+    def _pooled(self, texts: Sequence[str], *, ablate: bool) -> Float32Array:
+        """[n, 1 or 3, d] unit rows: of the whole text, without its head, without its tail."""
         rows = [self._token_ids(text) for text in texts]
-        out = np.empty((len(rows), self._dimensions), dtype=np.float32)
+        out = np.empty((len(rows), 3 if ablate else 1, self._dimensions), dtype=np.float32)
         # Rows of like length share a run, so that little of it is padding.
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         for start in range(0, len(order), _MINILM_ROWS_MAX):
             chunk = order[start : start + _MINILM_ROWS_MAX]
-            out[chunk] = self._run([rows[i] for i in chunk])
+            hidden, mask = self._run([rows[i] for i in chunk])
+            for view, kept in enumerate(_ablations(mask) if ablate else (mask,)):
+                out[chunk, view] = _unit_rows(_mean_pooled(hidden, kept))
         return out
 
     def _token_ids(self, text: str) -> list[int]:
@@ -123,7 +192,8 @@ class OnnxMiniLm:
         ids: list[int] = self._tokenizer.encode(" ".join(words), add_special_tokens=False).ids
         return ids
 
-    def _run(self, rows: Sequence[list[int]]) -> Float32Array:
+    def _run(self, rows: Sequence[list[int]]) -> tuple[Float32Array, NDArray[np.int64]]:
+        """Token states [n, t, d] and the mask [n, t] of the tokens that are real."""
         ids = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
         mask = np.zeros_like(ids)
         for i, row in enumerate(rows):
@@ -131,7 +201,7 @@ class OnnxMiniLm:
             mask[i, : len(row)] = 1
         feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
         (hidden,) = self._session.run(None, feed)
-        return _unit_rows(_mean_pooled(hidden, mask))
+        return hidden, mask
 
 
 class SentenceTransformerEmbedder:
@@ -143,11 +213,28 @@ class SentenceTransformerEmbedder:
         from sentence_transformers import SentenceTransformer
 
         self._name = model_id_or_path
+        self._folder = folder
         self._digest = _files_digest(_model_files(folder))
         self._model: Any = SentenceTransformer(str(folder), device="cpu")
         self._model.eval()
         self._max_tokens = int(self._model.max_seq_length or MINILM_TOKENS_MAX)
         self._dimensions = int(self._model.get_embedding_dimension())
+
+    def widened(self) -> SentenceTransformerEmbedder:
+        """Itself: it reads as much of a text as its model can."""
+        return self
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        rows = self._model.tokenizer([self._window(text) for text in texts])["input_ids"]
+        return [min(len(row), self._max_tokens) for row in rows]
+
+    @property
+    def max_tokens(self) -> int:
+        return self._max_tokens
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        return self._folder
 
     @property
     def id(self) -> str:
@@ -272,6 +359,16 @@ def _mean_pooled(hidden: Float32Array, mask: NDArray[np.int64]) -> Float32Array:
     weights = mask[:, :, None].astype(np.float32)
     pooled: Float32Array = (hidden * weights).sum(axis=1) / weights.sum(axis=1)
     return pooled
+
+
+def _ablations(mask: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+    """The mask [n, t], and it without the first and without the last tokens between the marks."""
+    content = mask.sum(axis=1, keepdims=True) - 2
+    cut = np.minimum(_ABLATED_TOKENS, content // 2)
+    position = np.arange(mask.shape[1])[None, :]
+    head = (position >= 1) & (position <= cut)
+    tail = (position > content - cut) & (position <= content)
+    return mask, mask * ~head, mask * ~tail
 
 
 def _unit_rows(vectors: Float32Array) -> Float32Array:

@@ -25,13 +25,22 @@ from routers.classifier import (
     RouterModel,
     blended,
     knn_posterior,
+    least_support,
     normalised_entropy,
     softmax,
 )
 from routers.metrics import GENERALIST_SCORE
 from routers.types import GENERAL, Classification
 
-__all__ = ["FitSettings", "Sample", "cross_validated", "fit"]
+__all__ = [
+    "FitSettings",
+    "Sample",
+    "cross_validated",
+    "fit",
+    "fit_with_decisions",
+    "one_thread",
+    "thinned_rows",
+]
 
 _TEMPERATURES: Final = (0.3, 0.5, 0.7, 1.0, 1.4)
 _TEMPERATURE_BOUNDS: Final = (0.1, 5.0)
@@ -39,6 +48,8 @@ _GATE_QUANTILES: Final = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05)
 _ENTROPY_STEPS: Final = 100
 _UNFAMILIAR_SHARE: Final = 0.05  # turned away as unfamiliar where no general prompt says where
 _GATE_TOLERANCE: Final = 0.002  # mean scores that close do not tell gates apart
+_ABLATION_FLOORS: Final = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
+_ABLATION_PRICE: Final = 0.003  # what of the mean score a defence may cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +67,14 @@ class FitSettings:
 @dataclass(frozen=True, slots=True)
 class Sample:
     """Embedded, labelled rows: ``vectors`` [n, d] unit rows, ``labels`` [n] index into
-    ``categories``, ``groups`` [n] ids that must not be split across folds."""
+    ``categories``, ``groups`` [n] ids that must not be split across folds; ``ablated`` [n, 2, d]
+    the same texts without head and without tail, where the embedder offers that."""
 
     vectors: NDArray[np.float16]
     labels: IntArray
     groups: IntArray
     categories: tuple[str, ...]
+    ablated: NDArray[np.float16] | None = None
 
     def rows(self, index: IntArray) -> Sample:
         return replace(
@@ -69,6 +82,7 @@ class Sample:
             vectors=self.vectors[index],
             labels=self.labels[index],
             groups=self.groups[index],
+            ablated=None if self.ablated is None else self.ablated[index],
         )
 
 
@@ -85,26 +99,48 @@ def fit(sample: Sample, *, seed: int, settings: FitSettings | None = None) -> Ro
     Deterministic for a seed. Temperature and mixing minimise the log loss; the gates maximise the
     mean ``decision_score`` of the whole chain.
     """
-    with _one_thread():
+    with one_thread():
         return _fitted(sample, seed, settings or FitSettings())
 
 
-def _one_thread() -> AbstractContextManager[object]:
+def one_thread() -> AbstractContextManager[object]:
     """The order of sums, and so an artifact, must not depend on the number of cores."""
     limits: AbstractContextManager[object] = threadpool_limits(limits=1)
     return limits
 
 
+def fit_with_decisions(
+    sample: Sample, *, seed: int, settings: FitSettings
+) -> tuple[RouterModel, Float64Array, list[Classification]]:
+    """``fit``, with the out-of-fold posterior [n, c] and the decisions that follow from it.
+
+    Cheaper than ``cross_validated`` and slightly kinder: mixing and gates saw these rows.
+    """
+    with one_thread():
+        model, posterior, nearest = _fitted_with_posterior(sample, seed, settings)
+        return model, posterior, model.decide(posterior, nearest)
+
+
 def _fitted(sample: Sample, seed: int, settings: FitSettings) -> RouterModel:
+    return _fitted_with_posterior(sample, seed, settings)[0]
+
+
+def _fitted_with_posterior(
+    sample: Sample, seed: int, settings: FitSettings
+) -> tuple[RouterModel, Float64Array, Float64Array]:
     oof = _out_of_fold(sample, seed, settings)
     penalty, mixing = _best_mixing(oof, sample.labels, settings)
     posterior = blended(oof.votes[mixing.neighbours], oof.linear[penalty], mixing)
     gates = best_gates(posterior, oof.nearest, sample.labels, sample.categories)
+    if sample.ablated is not None:
+        support = _ablated_support(sample, posterior, penalty, mixing, seed, settings)
+        floor = best_ablation_min(posterior, oof.nearest, support, sample, gates)
+        gates = replace(gates, ablation_min=floor)
     kept = _thinned(sample, settings.references_max, seed)
     references = References(kept.vectors, kept.labels)
-    return RouterModel(
-        sample.categories, references, _head(sample, penalty, settings), mixing, gates
-    )
+    head = _head(sample, penalty, settings)
+    model = RouterModel(sample.categories, references, head, mixing, gates)
+    return model, posterior, oof.nearest
 
 
 def cross_validated(
@@ -118,9 +154,11 @@ def cross_validated(
     settings = settings or FitSettings()
     decisions: list[Classification | None] = [None] * len(sample.labels)
     for done, (rest, held) in enumerate(_folds(sample, settings.folds, seed), start=1):
-        with _one_thread():
+        with one_thread():
             model = _fitted(sample.rows(rest), seed, settings)
-            answers = model.classify(sample.vectors[held].astype(np.float32))
+            part = sample.rows(held)
+            ablated = None if part.ablated is None else part.ablated.astype(np.float32)
+            answers = model.classify(part.vectors.astype(np.float32), ablated)
         for row, answer in zip(held, answers, strict=True):
             decisions[row] = answer
         progress(done, settings.folds)
@@ -149,6 +187,52 @@ def _out_of_fold(sample: Sample, seed: int, settings: FitSettings) -> _OutOfFold
             head = _head(train, penalty, settings)
             linear[held] = softmax(queries @ head.weights + head.bias)
     return oof
+
+
+def _ablated_support(
+    sample: Sample,
+    posterior: Float64Array,
+    penalty: float,
+    mixing: Mixing,
+    seed: int,
+    settings: FitSettings,
+) -> Float64Array:
+    """Out of fold, [n]: what the best category keeps without head or tail."""
+    assert sample.ablated is not None
+    support = np.ones(len(sample.labels))
+    for rest, held in _folds(sample, settings.folds, seed + 1):
+        train = sample.rows(rest)
+        queries = sample.ablated[held].astype(np.float32).reshape(2 * len(held), -1)
+        cosines = queries @ train.vectors.astype(np.float32).T
+        votes, _ = knn_posterior(cosines, train.labels, posterior.shape[1], mixing.neighbours)
+        head = _head(train, penalty, settings)
+        linear = softmax(queries @ head.weights + head.bias)
+        support[held] = least_support(posterior[held], blended(votes, linear, mixing))
+    return support
+
+
+def best_ablation_min(
+    posterior: Float64Array,
+    nearest: Float64Array,
+    support: Float64Array,
+    sample: Sample,
+    gates: Gates,
+) -> float:
+    """The highest floor under which the mean decision score loses at most ``_ABLATION_PRICE``."""
+    names, labels = sample.categories, sample.labels
+    general = names.index(GENERAL) if GENERAL in names else -1
+    guess = posterior.argmax(axis=1)
+    entropy = normalised_entropy(posterior)
+    closed = (entropy > gates.entropy_max) | (nearest < gates.similarity_min)
+    passed = (guess == labels).astype(np.float64)
+    gated = np.where(labels == general, 1.0, GENERALIST_SCORE)
+
+    def score(floor: float) -> float:
+        stopped = closed | ((guess != general) & (support < floor))
+        return float(np.where(stopped, gated, passed).mean())
+
+    cheap = [f for f in _ABLATION_FLOORS if score(f) >= score(0.0) - _ABLATION_PRICE]
+    return max(cheap, default=0.0)
 
 
 def _head(sample: Sample, inverse_penalty: float, settings: FitSettings) -> LinearHead:
@@ -238,7 +322,12 @@ def _middle(equals: Sequence[Gates]) -> Gates:
 
 
 def _thinned(sample: Sample, rows_max: int, seed: int) -> Sample:
-    if len(sample.labels) <= rows_max:
-        return sample
-    chosen = np.random.default_rng(seed).choice(len(sample.labels), rows_max, replace=False)
-    return sample.rows(np.sort(chosen))
+    rows = len(sample.labels)
+    return sample if rows <= rows_max else sample.rows(thinned_rows(rows, rows_max, seed))
+
+
+def thinned_rows(rows: int, rows_max: int, seed: int) -> IntArray:
+    """Which rows become references: all, or a random ``rows_max`` of them, in their order."""
+    if rows <= rows_max:
+        return np.arange(rows)
+    return np.sort(np.random.default_rng(seed).choice(rows, rows_max, replace=False))

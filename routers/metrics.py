@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.types import GENERAL, Classification
+from routers.types import GATES, GENERAL, Classification
 
 __all__ = ["Metrics", "decision_score", "expected_calibration_error", "measured"]
 
@@ -52,7 +52,7 @@ def measured(decisions: Sequence[Classification], labels: Sequence[str]) -> Metr
         score=float(np.mean(list(map(decision_score, labels, chosen)))),
         ece=expected_calibration_error(confidence, guessed == truth),
         log_loss=float(-np.log(np.maximum(given, 1e-12)).mean()),
-        gate_rates={g: gates.count(g) / len(gates) for g in ("entropy", "similarity")},
+        gate_rates={g: gates.count(g) / len(gates) for g in GATES},
         recall={c: float(right[truth == c].mean()) for c in sorted(set(labels))},
     )
 

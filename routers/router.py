@@ -12,7 +12,8 @@ from pathlib import Path
 
 from routers.artifact import Artifact, check_embedder, load_artifact
 from routers.batching import MicroBatcher
-from routers.embedder import Embedder, load_embedder
+from routers.embedder import AblatingEmbedder, Embedder, Float32Array, load_embedder
+from routers.estimate import classify_with_quality
 from routers.text import routing_text
 from routers.types import Classification, QueryRouter
 
@@ -92,6 +93,11 @@ class SemanticRouter(QueryRouter):
         return router
 
     @property
+    def embedder(self) -> Embedder:
+        """The model that reads the queries; its ``embed`` may be called from any thread."""
+        return self._embedder
+
+    @property
     def categories(self) -> tuple[str, ...]:
         return self._artifact.model.categories
 
@@ -141,4 +147,15 @@ class SemanticRouter(QueryRouter):
             self._cache.popitem(last=False)
 
     def _classify_batch(self, texts: Sequence[str]) -> list[Classification]:
-        return self._artifact.model.classify(self._embedder.embed(texts))
+        vectors, ablated = self._embedded(texts)
+        quality = self._artifact.quality
+        if quality is None:
+            return self._artifact.model.classify(vectors, ablated)
+        return classify_with_quality(
+            self._artifact.model, quality.model, quality.experts, texts, vectors, ablated
+        )
+
+    def _embedded(self, texts: Sequence[str]) -> tuple[Float32Array, Float32Array | None]:
+        if isinstance(self._embedder, AblatingEmbedder):
+            return self._embedder.embed_ablated(texts)
+        return self._embedder.embed(texts), None

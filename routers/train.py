@@ -13,7 +13,13 @@ import numpy as np
 from experts.errors import ConfigError
 from routers.artifact import TrainingRecord, save_artifact
 from routers.dataset import LabelledPrompts, read_prompts
-from routers.embedder import DEFAULT_EMBEDDER, Embedder, Float32Array, load_embedder
+from routers.embedder import (
+    DEFAULT_EMBEDDER,
+    AblatingEmbedder,
+    Embedder,
+    Float32Array,
+    load_embedder,
+)
 from routers.fit import FitSettings, Sample, cross_validated, fit
 from routers.metrics import Metrics, measured
 from routers.text import ROUTING_TEXT_MAX_CHARS
@@ -110,18 +116,30 @@ def _check_groups(data: Path, prompts: LabelledPrompts, folds: int) -> None:
 def _sample(prompts: LabelledPrompts, embedder: Embedder, progress: Progress) -> Sample:
     index = {name: i for i, name in enumerate(prompts.names)}
     group = {name: i for i, name in enumerate(sorted(set(prompts.groups)))}
+    vectors, ablated = _embedded(prompts.texts, embedder, progress)
     return Sample(
-        vectors=_embedded(prompts.texts, embedder, progress).astype(np.float16),
+        vectors=vectors.astype(np.float16),
         labels=np.array([index[c] for c in prompts.categories], dtype=np.int64),
         groups=np.array([group[g] for g in prompts.groups], dtype=np.int64),
         categories=prompts.names,
+        ablated=None if ablated is None else ablated.astype(np.float16),
     )
 
 
-def _embedded(texts: Sequence[str], embedder: Embedder, progress: Progress) -> Float32Array:
-    parts = []
+def _embedded(
+    texts: Sequence[str], embedder: Embedder, progress: Progress
+) -> tuple[Float32Array, Float32Array | None]:
+    """[n, d], and [n, 2, d] without head and tail from an embedder that offers it."""
+    whole: list[Float32Array] = []
+    ablated: list[Float32Array] = []
     for start in range(0, len(texts), _EMBED_ROWS):
         progress("embed", start, len(texts))
-        parts.append(embedder.embed(texts[start : start + _EMBED_ROWS]))
+        part = texts[start : start + _EMBED_ROWS]
+        if isinstance(embedder, AblatingEmbedder):
+            vectors, shortened = embedder.embed_ablated(part)
+            ablated.append(shortened)
+        else:
+            vectors = embedder.embed(part)
+        whole.append(vectors)
     progress("embed", len(texts), len(texts))
-    return np.concatenate(parts)
+    return np.concatenate(whole), np.concatenate(ablated) if ablated else None

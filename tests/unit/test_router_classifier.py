@@ -105,7 +105,11 @@ def test_metrics_tell_decisions_from_guesses() -> None:
     assert metrics.accuracy == pytest.approx(1 / 3)
     assert metrics.best_guess_accuracy == pytest.approx(2 / 3)
     assert metrics.score == pytest.approx((1 + 0.5 + 0) / 3)
-    assert metrics.gate_rates == {"entropy": pytest.approx(1 / 3), "similarity": 0.0}
+    assert metrics.gate_rates == {
+        "entropy": pytest.approx(1 / 3),
+        "similarity": 0.0,
+        "ablation": 0.0,
+    }
     assert metrics.recall == {"json": 0.0, "sql": 0.5}
 
 

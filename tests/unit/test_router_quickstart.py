@@ -21,7 +21,7 @@ from routers.train import train
 from routers.types import GENERAL
 
 DATA = Path(str(resources.files("routers"))) / "data" / "quickstart"
-CATEGORIES = {"sql", "json", "math", GENERAL}
+CATEGORIES = {"sql", "json", "math", "convert", GENERAL}
 
 
 def heldout() -> list[dict[str, str]]:

@@ -1,0 +1,308 @@
+"""Cascade routing on recorded outcomes, beside the threshold cascade and plain routing.
+
+Everything is chosen on training rows, with estimates made for them by models that have not seen
+them; test rows are run once, at the prices and thresholds so chosen. A stage that runs is paid for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from gateway.evaluation.cascade_replay import Estimates, Recorded, replay
+from gateway.evaluation.curve_metrics import area, cost_to_reach, upper_hull
+from gateway.evaluation.threshold_cascade import threshold_cascade
+from policies.joint_estimates import fit_joint_estimates
+from policies.post_answer import confidence_features, fit_post_answer
+
+__all__ = ["CascadeData", "CascadeResult", "Curve", "evaluate_cascade"]
+
+FloatArray = NDArray[np.float64]
+Tick = Callable[[str, int, int], None]
+
+_FOLDS = 5
+_PRICES = 32
+_BOOTSTRAPS = 1000
+_MEAN_ROWS = 5.0  # of the mean over all tasks, beside each task's own rows
+_MARGIN = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class CascadeData:
+    """Recorded outcomes of n training and m test queries over k experts.
+
+    score, cost, confidence: (n, k) and (m, k); confidence is the raw log-probability of an answer.
+    quality_train: out-of-fold estimates before any answer; quality_test: estimates on test rows.
+    expected_cost_*: costs expected before any answer; None takes training means (per task).
+    """
+
+    experts: tuple[str, ...]
+    score_train: FloatArray
+    score_test: FloatArray
+    cost_train: FloatArray
+    cost_test: FloatArray
+    confidence_train: FloatArray
+    confidence_test: FloatArray
+    quality_train: FloatArray
+    quality_test: FloatArray
+    seed: int
+    tasks_train: Sequence[str] | None = None
+    tasks_test: Sequence[str] | None = None
+    expected_cost_train: FloatArray | None = None
+    expected_cost_test: FloatArray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Per-query outcomes of one method's settings on the test rows: score and cost (settings, m).
+
+    Settings are those on the training rows' hull, by ascending training cost.
+    """
+
+    score: FloatArray
+    cost: FloatArray
+
+    def points(self, weights: FloatArray | None = None) -> tuple[FloatArray, FloatArray]:
+        """Mean (cost, score) per setting, by ascending cost; ``weights`` (m,) of a resample."""
+        cost = np.average(self.cost, axis=1, weights=weights)
+        score = np.average(self.score, axis=1, weights=weights)
+        order = np.argsort(cost, kind="stable")
+        return cost[order], score[order]
+
+
+@dataclass(frozen=True, slots=True)
+class CascadeResult:
+    """Curves of the three methods and of the single experts, with what they are compared on."""
+
+    curves: dict[str, Curve]
+    singles: Curve
+    best_single: int
+    seed: int
+    tasks: dict[str, CascadeResult] = field(default_factory=dict)
+
+    def as_json(self, *, bootstraps: int = _BOOTSTRAPS) -> dict[str, Any]:
+        low, high = _range(self.singles)
+        target = float(self.singles.score[self.best_single].mean())
+        summaries = {
+            name: _summary(curve, low, high, target) for name, curve in self.curves.items()
+        }
+        return {
+            **summaries.pop("cascade_routing"),
+            **summaries,
+            "at_half_cost_of_best_single": self._at_half_cost(target),
+            "ci95": self._intervals(low, high, bootstraps),
+            **({"tasks": self._by_task(bootstraps)} if self.tasks else {}),
+        }
+
+    def _at_half_cost(self, target: float) -> dict[str, float]:
+        """What cascade routing scores at half of the best single expert's cost."""
+        cost = float(self.singles.cost[self.best_single].mean()) / 2.0
+        score = float(np.interp(cost, *self.curves["cascade_routing"].points()))
+        return {"cost": cost, "score": score, "score_difference": score - target}
+
+    def _by_task(self, bootstraps: int) -> dict[str, Any]:
+        """Per task: areas of all methods, and the intervals of their differences."""
+        found: dict[str, Any] = {}
+        for name, alone in self.tasks.items():
+            low, high = _range(alone.singles)
+            areas = {key: area(*curve.points(), low, high) for key, curve in alone.curves.items()}
+            ci95 = alone._intervals(low, high, bootstraps)
+            found[name] = {"n": alone.singles.score.shape[1], "auc": areas, "ci95": ci95}
+        return found
+
+    def _intervals(self, low: float, high: float, bootstraps: int) -> dict[str, dict[str, float]]:
+        """Paired bootstrap over test queries of the difference in area to each other method."""
+        rng = np.random.default_rng(self.seed)
+        m = self.singles.score.shape[1]
+        names = [name for name in self.curves if name != "cascade_routing"]
+        drawn: dict[str, list[float]] = {name: [] for name in names}
+        for _ in range(bootstraps):
+            weights = np.bincount(rng.integers(0, m, m), minlength=m).astype(np.float64)
+            own = area(*self.curves["cascade_routing"].points(weights), low, high)
+            for name in names:
+                drawn[name].append(own - area(*self.curves[name].points(weights), low, high))
+        return {f"auc_minus_{name}": _interval(np.array(drawn[name])) for name in names}
+
+
+def evaluate_cascade(data: CascadeData, tick: Tick = lambda *_: None) -> CascadeResult:
+    """Fit on the training rows, run the test rows. Deterministic for ``data.seed``.
+
+    With several tasks, each is also looked at alone: settings chosen on its own training rows.
+    """
+    with threadpool_limits(1):  # small systems, many of them: threads cost more than they save
+        train, test = _estimates(data)
+        rows = (
+            Recorded(data.score_train, data.cost_train),
+            Recorded(data.score_test, data.cost_test),
+        )
+        tasks = sorted(set(train.categories) & set(test.categories))
+        steps = 1 + (len(tasks) if len(tasks) > 1 else 0)
+        result = _compared(rows, (train, test), data.seed)
+        tick("cascade", 1, steps)
+        for done, task in enumerate(tasks if len(tasks) > 1 else (), start=2):
+            at = [np.flatnonzero(np.array(part.categories) == task) for part in (train, test)]
+            alone = _compared(
+                (rows[0].rows(at[0]), rows[1].rows(at[1])),
+                (train.rows(at[0]), test.rows(at[1])),
+                data.seed,
+            )
+            result.tasks[task] = alone
+            tick("cascade", done, steps)
+    return result
+
+
+def _compared(
+    rows: tuple[Recorded, Recorded], known: tuple[Estimates, Estimates], seed: int
+) -> CascadeResult:
+    """All methods, each with the settings that are best on the training rows."""
+    train, test = rows
+    stages = min(3, train.score.shape[1])
+    singles = Curve(test.score.T, test.cost.T)
+    on_hull = upper_hull(train.cost.mean(axis=0), train.score.mean(axis=0))
+    return CascadeResult(
+        curves={
+            "cascade_routing": _priced_curve(rows, known, stages),
+            "routing_alone": _priced_curve(rows, known, 1),
+            "threshold_cascade": Curve(
+                *threshold_cascade(train, known[0].after, test, known[1].after)
+            ),
+            "zero_router": Curve(singles.score[on_hull], singles.cost[on_hull]),
+        },
+        singles=singles,
+        best_single=int(train.score.mean(axis=0).argmax()),
+        seed=seed,
+    )
+
+
+def _estimates(data: CascadeData) -> tuple[Estimates, Estimates]:
+    tasks_train = list(data.tasks_train or ["all"] * len(data.score_train))
+    tasks_test = list(data.tasks_test or ["all"] * len(data.score_test))
+    prior_train, prior_test = _admitted_quality(data, tasks_train, tasks_test)
+    data = replace(data, quality_train=prior_train, quality_test=prior_test)
+    after_train, after_test = _post_answer(data, tasks_train, tasks_test)
+    overall, joint = fit_joint_estimates(prior_train, after_train, data.score_train, tasks_train)
+    by_task = {name: joint.get(name, overall) for name in {*tasks_train, *tasks_test}}
+    cost_train, cost_test = _expected_cost(data, tasks_train, tasks_test)
+    return (
+        Estimates(prior_train, after_train, cost_train, by_task, tasks_train),
+        Estimates(prior_test, after_test, cost_test, by_task, tasks_test),
+    )
+
+
+def _admitted_quality(
+    data: CascadeData, tasks_train: list[str], tasks_test: list[str]
+) -> tuple[FloatArray, FloatArray]:
+    """The task's mean, moved by the estimates as far as they have proved right on training rows.
+
+    How far is the slope of (score - mean) on (estimate - mean) over all experts, less its standard
+    error over rows, between 0 and 1.
+    The means leave a row itself out; the estimates did so already.
+    """
+    names = np.array(tasks_train)
+    train, test = np.empty_like(data.quality_train), np.empty_like(data.quality_test)
+    test[:] = data.score_train.mean(axis=0)
+    for name in sorted({*tasks_train, *tasks_test}):
+        rows, there = names == name, np.array(tasks_test) == name
+        if not rows.any():
+            continue
+        score, estimate = data.score_train[rows], data.quality_train[rows]
+        total, count = score.sum(axis=0), len(score)
+        mean = (total + _MEAN_ROWS * data.score_train.mean(axis=0)) / (count + _MEAN_ROWS)
+        without = (total - score + _MEAN_ROWS * mean) / (count - 1 + _MEAN_ROWS)
+        signal = estimate - estimate.mean(axis=0)
+        slope = _proved_slope(signal, score - without)
+        train[rows] = without + slope * signal
+        test[there] = mean + slope * (data.quality_test[there] - estimate.mean(axis=0))
+    return np.clip(train, _MARGIN, 1 - _MARGIN), np.clip(test, _MARGIN, 1 - _MARGIN)
+
+
+def _proved_slope(signal: FloatArray, gain: FloatArray) -> float:
+    """Least squares through the origin; a row's experts err together, so rows are the sample."""
+    power = float((signal**2).sum())
+    if power <= 0.0:
+        return 0.0
+    slope = float((signal * gain).sum()) / power
+    by_row = (signal * (gain - slope * signal)).sum(axis=1)
+    error = float(np.sqrt((by_row**2).sum())) / power
+    return min(1.0, max(0.0, slope - error))
+
+
+def _post_answer(
+    data: CascadeData, tasks_train: list[str], tasks_test: list[str]
+) -> tuple[FloatArray, FloatArray]:
+    """Each expert's own estimate after its answer: out of fold on training rows, and on test."""
+    rng = np.random.default_rng(data.seed)
+    n, k = data.score_train.shape
+    fold = np.arange(n) % _FOLDS
+    rng.shuffle(fold)
+    names = np.array(tasks_train)
+    after_train, after_test = np.empty((n, k)), np.empty(data.score_test.shape)
+    for j in range(k):
+        features = confidence_features(data.confidence_train[:, j])
+        prior, score = data.quality_train[:, j], data.score_train[:, j]
+        model = fit_post_answer(features, prior, score, tasks_train)
+        after_test[:, j] = model.probability(
+            confidence_features(data.confidence_test[:, j]), data.quality_test[:, j], tasks_test
+        )
+        for f in range(_FOLDS):
+            seen, held = fold != f, fold == f
+            model = fit_post_answer(features[seen], prior[seen], score[seen], list(names[seen]))
+            after_train[held, j] = model.probability(features[held], prior[held], list(names[held]))
+    return after_train, after_test
+
+
+def _expected_cost(
+    data: CascadeData, tasks_train: list[str], tasks_test: list[str]
+) -> tuple[FloatArray, FloatArray]:
+    if data.expected_cost_train is not None and data.expected_cost_test is not None:
+        return data.expected_cost_train, data.expected_cost_test
+    names = np.array(tasks_train)
+    overall = data.cost_train.mean(axis=0)
+    means = {name: data.cost_train[names == name].mean(axis=0) for name in set(tasks_train)}
+    return (
+        np.stack([means[name] for name in tasks_train]),
+        np.stack([means.get(name, overall) for name in tasks_test]),
+    )
+
+
+def _priced_curve(
+    recorded: tuple[Recorded, Recorded], known: tuple[Estimates, Estimates], stages: int
+) -> Curve:
+    """One setting per price on the hull of the training rows."""
+    unit = float(known[0].cost.mean())
+    prices = np.geomspace(3.0, 1e-4, _PRICES) / unit
+    runs = [replay(recorded[0], known[0], price, stages_max=stages) for price in prices]
+    cost = np.array([run.cost.mean() for run in runs])
+    score = np.array([run.score.mean() for run in runs])
+    kept = upper_hull(cost, score)
+    tests = [replay(recorded[1], known[1], prices[i], stages_max=stages) for i in kept]
+    return Curve(np.stack([t.score for t in tests]), np.stack([t.cost for t in tests]))
+
+
+def _range(singles: Curve) -> tuple[float, float]:
+    means = singles.cost.mean(axis=1)
+    return float(means.min()), float(means.max())
+
+
+def _summary(curve: Curve, low: float, high: float, target: float) -> dict[str, Any]:
+    cost, score = curve.points()
+    hull = upper_hull(cost, score)
+    best = int(score.argmax())
+    return {
+        "curve": [{"cost": float(c), "score": float(s)} for c, s in zip(cost, score, strict=True)],
+        "auc": area(cost, score, low, high),
+        "aiq": area(cost[hull], score[hull], low, high),
+        "best_score": float(score[best]),
+        "best_score_cost": float(cost[best]),
+        "cost_at_best_single_score": cost_to_reach(cost, score, target),
+    }
+
+
+def _interval(values: FloatArray) -> dict[str, float]:
+    low, high = np.quantile(values, [0.025, 0.975])
+    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}

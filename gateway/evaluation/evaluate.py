@@ -1,0 +1,254 @@
+"""The use case behind ``coe evaluate``: find held-out queries, estimate, measure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experts.errors import ArtifactError, ConfigError
+from gateway.evaluation.cascade import CascadeData, evaluate_cascade
+from gateway.evaluation.measure import measure
+from gateway.evaluation.scored import Known, Scored
+from policies.frontier import chosen, mix_for_budget, solve_frontier
+from routers.artifact import Artifact, check_embedder, load_artifact
+from routers.classifier import RouterModel
+from routers.embedder import DEFAULT_EMBEDDER, Embedder, load_embedder
+from routers.estimate import estimates
+from routers.fit import one_thread
+from routers.outcome_train import TrainedRouter, embedded, train_on_outcomes
+from routers.outcomes import Outcomes, read_outcomes, text_keys
+from routers.quality import QualityModel
+from routers.quality_record import Evidence
+
+__all__ = ["EvaluateOptions", "Evaluation", "evaluate", "split_by_prompt"]
+
+Progress = Callable[[str, int, int], None]
+IntArray = NDArray[np.int64]
+
+HOLDOUT_DEFAULT: Final = 0.3
+_LATENCY_SAMPLES: Final = 200
+_WARM_UP: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateOptions:
+    """Either ``artifact`` or ``train``. ``holdout``: the share of queries that is scored when
+    ``train`` is the same folder as ``data``; None means 0.3 then, and must be None otherwise."""
+
+    data: Path
+    artifact: Path | None = None
+    train: Path | None = None
+    budgets: tuple[float, ...] = ()
+    holdout: float | None = None
+    drop_conflicts: bool = False
+    embedder: str = DEFAULT_EMBEDDER
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """``result`` is what ``--json`` writes; ``scored`` what a report draws from."""
+
+    result: dict[str, Any]
+    scored: Scored
+
+
+@dataclass(frozen=True, slots=True)
+class _Router:
+    """A router to score, however it came about."""
+
+    classifier: RouterModel
+    quality: QualityModel
+    experts: tuple[str, ...]
+    evidence: Evidence
+    embedder: Embedder
+    trained: TrainedRouter | None
+
+
+def evaluate(options: EvaluateOptions, progress: Progress) -> Evaluation:
+    """Score a router on queries it has not seen. Deterministic but for ``latency_ms``.
+
+    With ``artifact``, queries whose prompt is among its training prompts are left out. With
+    ``train``, that folder is trained on first, without the prompts that are scored.
+
+    Raises ConfigError for data that cannot be used, ArtifactError for an artifact without
+    estimates or with other experts.
+    """
+    data = read_outcomes(options.data)
+    if options.artifact is not None:
+        router = _loaded(load_artifact(options.artifact), options.artifact)
+        test = _unseen(data, router, options.artifact)
+    else:
+        rows, test = _training_rows(options, data)
+        router = _trained(options, rows, progress)
+    with one_thread():
+        scored = _scored(router, test, progress)
+        result = measure(scored, options.budgets, options.seed)
+        if (found := _cascade(router, scored, options.seed, progress)) is not None:
+            result["cascade"] = found
+        result["latency_ms"] = _latency(router, scored)
+    return Evaluation({"dataset": data.name, **result, **_origin(options, data, router)}, scored)
+
+
+def _origin(options: EvaluateOptions, data: Outcomes, router: _Router) -> dict[str, Any]:
+    """What was scored with what."""
+    return {
+        "cost_unit": data.cost_unit,
+        "experts": list(router.experts),
+        "training_rows": len(router.evidence.score),
+        "incomplete_left_out": data.incomplete,
+        "seed": options.seed,
+        "embedder": router.embedder.id,
+        "admitted": None if router.trained is None else list(router.trained.admitted),
+    }
+
+
+# --- which router, which rows ---------------------------------------------------------------------
+
+
+def _loaded(artifact: Artifact, folder: Path) -> _Router:
+    quality = artifact.quality
+    if quality is None:
+        raise ArtifactError(
+            str(folder), "was trained on labels alone; train on a folder with outcomes.parquet"
+        )
+    embedder = load_embedder(artifact.manifest.embedder.id)
+    check_embedder(folder, artifact.manifest, embedder)
+    return _Router(artifact.model, quality.model, quality.experts, quality.evidence, embedder, None)
+
+
+def _unseen(data: Outcomes, router: _Router, folder: Path) -> Outcomes:
+    if set(data.experts) != set(router.experts):
+        raise ArtifactError(
+            str(folder),
+            "estimates other experts than the data has",
+            {"experts": f"artifact {sorted(router.experts)}, data {sorted(data.experts)}"},
+        )
+    unseen = np.flatnonzero(~np.isin(text_keys(data.texts), router.evidence.keys))
+    if not len(unseen):
+        raise ConfigError(
+            data.name,
+            None,
+            "prompt",
+            "the artifact was trained on every prompt; hold rows back with --train and --holdout",
+        )
+    return data.rows(unseen).for_experts(router.experts)
+
+
+def _training_rows(options: EvaluateOptions, data: Outcomes) -> tuple[Outcomes, Outcomes]:
+    if options.train is None:
+        raise ConfigError("coe evaluate", None, "train", "give --artifact or --train")
+    if options.train.resolve() == options.data.resolve():
+        rest, held = split_by_prompt(data, options.holdout or HOLDOUT_DEFAULT, options.seed)
+        return _without_conflicts(data.rows(rest), options), data.rows(held)
+    if options.holdout is not None:
+        raise ConfigError(
+            "coe evaluate", None, "holdout", "is for one folder; --train and --data differ"
+        )
+    rows = read_outcomes(options.train)
+    if set(rows.experts) != set(data.experts):
+        raise ConfigError(
+            str(options.train), None, "expert", f"has other experts than {options.data}"
+        )
+    kept = np.flatnonzero(~np.isin(text_keys(rows.texts), text_keys(data.texts)))
+    return _without_conflicts(rows.rows(kept), options), data
+
+
+def _without_conflicts(rows: Outcomes, options: EvaluateOptions) -> Outcomes:
+    return rows.without_conflicts() if options.drop_conflicts else rows
+
+
+def split_by_prompt(data: Outcomes, holdout: float, seed: int) -> tuple[IntArray, IntArray]:
+    """Rows to train on and rows to score; equal prompts on one side. Deterministic for a seed.
+
+    Categories keep their shares as far as whole prompts allow: within each, prompts are dealt in
+    random order.
+    """
+    if not 0 < holdout < 1:
+        raise ConfigError("coe evaluate", None, "holdout", f"must be between 0 and 1: {holdout:g}")
+    _, first, prompt = np.unique(text_keys(data.texts), return_index=True, return_inverse=True)
+    labels = np.array(data.categories or ("",) * len(data))[first]
+    rng = np.random.default_rng(seed)
+    held = np.zeros(len(first), dtype=bool)
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        held[members[: round(holdout * len(members))]] = True
+    return np.flatnonzero(~held[prompt]), np.flatnonzero(held[prompt])
+
+
+def _trained(options: EvaluateOptions, rows: Outcomes, progress: Progress) -> _Router:
+    embedder = load_embedder(options.embedder)
+    trained = train_on_outcomes(rows, embedder, seed=options.seed, progress=progress)
+    return _Router(
+        trained.classifier, trained.quality, rows.experts, trained.evidence, embedder, trained
+    )
+
+
+# --- estimates ------------------------------------------------------------------------------------
+
+
+def _scored(router: _Router, test: Outcomes, progress: Progress) -> Scored:
+    vectors = embedded(test.texts, router.embedder, lambda _, *at: progress("score", *at))
+    found = estimates(router.classifier, router.quality, test.texts, vectors)
+    evidence = router.evidence
+    return Scored(
+        outcomes=test,
+        known=Known.of(evidence, router.classifier.trained_categories),
+        quality=found.quality,
+        expected_cost=found.cost,
+        category=tuple(decision.category for decision in found.decisions),
+        corners=solve_frontier(
+            evidence.quality, evidence.expected_cost, evidence.score, evidence.cost
+        ),
+    )
+
+
+def _cascade(
+    router: _Router, scored: Scored, seed: int, progress: Progress
+) -> dict[str, Any] | None:
+    """None without confidences on both sides; a saved artifact keeps none of its training rows'."""
+    test, trained = scored.outcomes, router.trained
+    if trained is None or test.confidence is None or trained.outcomes.confidence is None:
+        return None
+    rows, evidence = trained.outcomes, router.evidence
+    assert rows.confidence is not None
+    data = CascadeData(
+        experts=rows.experts,
+        score_train=rows.score,
+        score_test=test.score,
+        cost_train=rows.cost,
+        cost_test=test.cost,
+        confidence_train=rows.confidence,
+        confidence_test=test.confidence,
+        quality_train=evidence.quality,
+        quality_test=scored.quality,
+        seed=seed,
+    )
+    if rows.categories is not None and test.categories is not None:
+        data = replace(data, tasks_train=rows.categories, tasks_test=test.categories)
+    return evaluate_cascade(data, progress).as_json()
+
+
+def _latency(router: _Router, scored: Scored) -> dict[str, float]:
+    """One decision at a time: routing text to chosen expert, on one thread."""
+    dearest = mix_for_budget(scored.corners, float("inf")).dear
+    samples: list[float] = []
+    for text in _sampled(scored.outcomes.texts):
+        began = time.perf_counter()
+        vectors = router.embedder.embed([text])
+        found = estimates(router.classifier, router.quality, [text], vectors)
+        chosen(found.quality, found.cost, dearest)
+        samples.append((time.perf_counter() - began) * 1e3)
+    p50, p99 = np.percentile(samples[_WARM_UP:] or samples, [50, 99])
+    return {"p50": float(p50), "p99": float(p99)}
+
+
+def _sampled(texts: Sequence[str]) -> list[str]:
+    step = max(1, len(texts) // _LATENCY_SAMPLES)
+    return list(texts[::step])[: _LATENCY_SAMPLES + _WARM_UP]

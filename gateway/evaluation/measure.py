@@ -1,0 +1,219 @@
+"""Every figure of an evaluation, from held-out queries and a frontier solved on training rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.evaluation.baselines import baselines, category_columns, map_at_budget
+from gateway.evaluation.calibration import calibration
+from gateway.evaluation.curve_metrics import area, cost_to_reach, upper_hull
+from gateway.evaluation.pair_metrics import apgr, call_performance_threshold, gap_recovered
+from gateway.evaluation.scored import Choice, Scored, routed
+from policies.frontier import best_corner, mix_for_budget
+
+__all__ = ["measure"]
+
+FloatArray = NDArray[np.float64]
+Draw = Callable[[FloatArray], float]
+
+_RESAMPLES: Final = 2000
+_CURVE_RESAMPLES: Final = 500
+
+
+def measure(scored: Scored, budgets: Sequence[float], seed: int) -> dict[str, Any]:
+    """Baselines, curve, budgets, calibration and intervals; see docs/evaluation.md."""
+    base = baselines(scored)
+    corners = [routed(scored, corner) for corner in scored.corners]
+    best = routed(scored, best_corner(scored.corners))
+    return {
+        "n": len(scored),
+        "baselines": {
+            name: None if choice is None else choice.as_json() for name, choice in base.items()
+        },
+        "zero_router": {"auc": area(*_singles_hull(scored), *_cost_range(scored))},
+        "router": {
+            **_curve_figures(scored, corners, best),
+            **(_pair_figures(scored, seed) if _is_pair(scored) else {}),
+        },
+        "at_budget": {f"{budget:g}": _at_budget(scored, corners, budget) for budget in budgets},
+        "calibration": calibration(scored.outcomes.experts, scored.quality, scored.outcomes.score),
+        "ci95": _intervals(scored, base, corners, best, seed),
+    }
+
+
+def _curve_figures(scored: Scored, corners: Sequence[Choice], best: Choice) -> dict[str, Any]:
+    cost, score = _points(corners)
+    low, high = _cost_range(scored)
+    hull = upper_hull(cost, score)
+    single = scored.outcomes.score[:, scored.known.best_single].mean()
+    return {
+        "curve": [{"cost": float(c), "score": float(s)} for c, s in zip(cost, score, strict=True)],
+        "auc": area(cost, score, low, high),
+        "aiq": area(cost[hull], score[hull], low, high),
+        "best_score": float(best.score.mean()),
+        "best_score_cost": float(best.cost.mean()),
+        "cost_at_best_single_score": cost_to_reach(cost, score, float(single)),
+    }
+
+
+def _points(
+    choices: Sequence[Choice], weights: FloatArray | None = None
+) -> tuple[FloatArray, FloatArray]:
+    """Mean cost and score of each, by rising cost."""
+    cost = np.array([np.average(choice.cost, weights=weights) for choice in choices])
+    score = np.array([np.average(choice.score, weights=weights) for choice in choices])
+    order = np.argsort(cost, kind="stable")
+    return cost[order], score[order]
+
+
+def _cost_range(scored: Scored, weights: FloatArray | None = None) -> tuple[float, float]:
+    """Mean cost of the cheapest and of the dearest single expert on these queries."""
+    means = np.average(scored.outcomes.cost, axis=0, weights=weights)
+    return float(means.min()), float(means.max())
+
+
+def _singles_hull(
+    scored: Scored, weights: FloatArray | None = None
+) -> tuple[FloatArray, FloatArray]:
+    """The zero router, in its own favour: the hull of the singles on the held-out queries."""
+    cost = np.average(scored.outcomes.cost, axis=0, weights=weights)
+    score = np.average(scored.outcomes.score, axis=0, weights=weights)
+    hull = upper_hull(cost, score)
+    return cost[hull], score[hull]
+
+
+def _at_budget(scored: Scored, corners: Sequence[Choice], budget: float) -> dict[str, Any]:
+    mix = mix_for_budget(scored.corners, budget)
+    cheap = corners[scored.corners.index(mix.cheap)]
+    dear = corners[scored.corners.index(mix.dear)]
+    cost, score = _singles_hull(scored)
+    mapped = map_at_budget(scored, budget)
+    return {
+        "router": cheap.mixed(dear, mix.share).as_json(),
+        "zero_router": {
+            "score": float(np.interp(budget, cost, score)),
+            "cost": float(np.clip(budget, cost[0], cost[-1])),
+        },
+        "map": None if mapped is None else mapped.as_json(),
+    }
+
+
+# --- two experts ----------------------------------------------------------------------------------
+
+
+def _is_pair(scored: Scored) -> bool:
+    return len(scored.outcomes.experts) == 2
+
+
+def _pair(scored: Scored) -> tuple[int, int]:
+    """Columns of the strong and the weak expert: the better of the two on training rows first."""
+    strong = scored.known.best_single
+    return strong, 1 - strong
+
+
+def _preference(scored: Scored) -> tuple[FloatArray, FloatArray]:
+    """How much better the strong expert is expected to do, and does, on each query."""
+    strong, weak = _pair(scored)
+    score = scored.outcomes.score
+    return (
+        scored.quality[:, strong] - scored.quality[:, weak],
+        score[:, strong] - score[:, weak],
+    )
+
+
+def _domain_preference(scored: Scored) -> FloatArray | None:
+    """The training rows' mean gap of each query's true category."""
+    strong, weak = _pair(scored)
+    gaps = scored.known.quality[:, strong] - scored.known.quality[:, weak]
+    rows = category_columns(scored, np.arange(len(gaps)))
+    return None if rows is None else gaps[rows % len(gaps)]
+
+
+def _pair_figures(scored: Scored, seed: int) -> dict[str, Any]:
+    recovered = gap_recovered(*_preference(scored), seed)
+    domain = _domain_preference(scored)
+    gain = _preference(scored)[1]
+    return {
+        "apgr": apgr(recovered),
+        "cpt50": call_performance_threshold(recovered, 0.5),
+        "cpt80": call_performance_threshold(recovered, 0.8),
+        "domain_map_apgr": None if domain is None else apgr(gap_recovered(domain, gain, seed)),
+    }
+
+
+# --- intervals ------------------------------------------------------------------------------------
+
+
+def _intervals(
+    scored: Scored,
+    base: Mapping[str, Choice | None],
+    corners: Sequence[Choice],
+    best: Choice,
+    seed: int,
+) -> dict[str, dict[str, float]]:
+    """Paired bootstrap over queries: differences from best_single, and of areas and APGR."""
+    single = base["best_single"]
+    assert single is not None
+    found = {
+        name: _resampled_mean(choice.score - single.score, seed)
+        for name, choice in {**base, "router_best_score": best}.items()
+        if choice is not None and name != "best_single"
+    }
+    if (mapped := base["domain_map"]) is not None:
+        found["router_best_score_minus_domain_map"] = _resampled_mean(
+            best.score - mapped.score, seed
+        )
+    found["router_auc_minus_zero_router"] = _resampled(
+        lambda weights: _auc_gain(scored, corners, weights), len(scored), seed
+    )
+    domain = _domain_preference(scored) if _is_pair(scored) else None
+    if domain is not None:
+        found["apgr_minus_domain_map"] = _apgr_interval(scored, domain, seed)
+    return found
+
+
+def _auc_gain(scored: Scored, corners: Sequence[Choice], weights: FloatArray) -> float:
+    limits = _cost_range(scored, weights)
+    return area(*_points(corners, weights), *limits) - area(
+        *_singles_hull(scored, weights), *limits
+    )
+
+
+def _resampled_mean(differences: FloatArray, seed: int) -> dict[str, float]:
+    rng = np.random.default_rng(seed)
+    n = len(differences)
+    means = np.array(
+        [differences[rng.integers(0, n, n)].mean() for _ in range(_RESAMPLES)], dtype=np.float64
+    )
+    return _interval(float(differences.mean()), means)
+
+
+def _resampled(figure: Draw, n: int, seed: int) -> dict[str, float]:
+    rng = np.random.default_rng(seed)
+    drawn = [
+        figure(np.bincount(rng.integers(0, n, n), minlength=n).astype(np.float64))
+        for _ in range(_CURVE_RESAMPLES)
+    ]
+    return _interval(figure(np.ones(n)), np.array(drawn))
+
+
+def _apgr_interval(scored: Scored, domain: FloatArray, seed: int) -> dict[str, float]:
+    preference, gain = _preference(scored)
+    rng = np.random.default_rng(seed)
+
+    def difference(rows: NDArray[np.int64]) -> float:
+        ours = gap_recovered(preference[rows], gain[rows], seed)
+        return apgr(ours) - apgr(gap_recovered(domain[rows], gain[rows], seed))
+
+    n = len(gain)
+    drawn = [difference(rng.integers(0, n, n)) for _ in range(_RESAMPLES)]
+    return _interval(difference(np.arange(n)), np.array(drawn))
+
+
+def _interval(value: float, drawn: FloatArray) -> dict[str, float]:
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    return {"difference": value, "low": float(low), "high": float(high)}

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from policies.frontier import best_corner, chosen, mix_for_budget, solve_frontier, upper_hull
+
+
+def _outcomes(n: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    chance = np.array([0.4, 0.5, 0.8])
+    return (rng.random((n, 3)) < chance).astype(float), np.tile([1.0, 5.0, 20.0], (n, 1))
+
+
+def test_a_router_that_knows_nothing_is_the_hull_of_the_single_experts() -> None:
+    score, cost = _outcomes()
+    blind = np.tile(score.mean(axis=0), (len(score), 1))
+    corners = solve_frontier(blind, cost, score, cost)
+    singles = np.column_stack([cost.mean(axis=0), score.mean(axis=0)])
+    assert [(c.cost, c.score) for c in corners] == [
+        pytest.approx(tuple(singles[i])) for i in upper_hull(singles)
+    ]
+
+
+def test_misleading_estimates_never_fall_below_the_single_experts() -> None:
+    score, cost = _outcomes()
+    corners = solve_frontier(1.0 - score, cost, score, cost)
+    singles = np.column_stack([cost.mean(axis=0), score.mean(axis=0)])
+    hull = singles[upper_hull(singles)]
+    for budget in np.linspace(1.0, 20.0, 20):
+        mix = mix_for_budget(corners, budget)
+        got = (1 - mix.share) * mix.cheap.score + mix.share * mix.dear.score
+        assert got >= np.interp(budget, hull[:, 0], hull[:, 1]) - 1e-9
+
+
+def test_a_mix_meets_its_budget_exactly_between_corners_and_never_exceeds_it() -> None:
+    score, cost = _outcomes()
+    corners = solve_frontier(np.tile(score.mean(axis=0), (len(score), 1)), cost, score, cost)
+    mix = mix_for_budget(corners, 12.0)
+    assert (1 - mix.share) * mix.cheap.cost + mix.share * mix.dear.cost == pytest.approx(12.0)
+    assert mix_for_budget(corners, 1e9).dear == best_corner(corners)
+    assert mix_for_budget(corners, 0.1).cheap.cost == pytest.approx(1.0)
+
+
+def test_equal_values_go_to_the_cheaper_expert_whatever_its_column() -> None:
+    corner = best_corner(
+        solve_frontier(
+            np.ones((3, 2)), np.array([[2.0, 1.0]] * 3), np.ones((3, 2)), np.ones((3, 2))
+        )
+    )
+    if corner.expert is None:
+        assert chosen(np.ones((3, 2)), np.array([[2.0, 1.0]] * 3), corner).tolist() == [1, 1, 1]
+    else:
+        assert corner.cost == 1.0
+
+
+def test_foreknowledge_reaches_the_query_oracle() -> None:
+    score, cost = _outcomes()
+    best = best_corner(solve_frontier(score, cost, score, cost))
+    assert best.score == pytest.approx(score.max(axis=1).mean())

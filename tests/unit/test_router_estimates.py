@@ -1,0 +1,87 @@
+"""The parts of the quality estimates, each against an independent computation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.linear_model import Ridge
+
+import routers.ridge
+from routers.features import SIGN_COUNT, SIGN_NAMES, fit_vocabulary, hashed, signs
+from routers.ridge import DenseScale, design, fit_dense_scale, ridge
+from routers.trees import fit_trees
+
+_TEXTS = [
+    "What is 12 + 30? A) 40 B) 42 C) 44",
+    "Name the capital of France.",
+    "def f(x): return x[::-1] assert f('ab') == ??",
+    "Which of these is NOT a mammal? A. whale B. shark C. bat D. mouse",
+    "什么是光合作用？",
+]
+
+
+def test_signs_have_names_and_are_finite_for_any_text() -> None:
+    assert SIGN_COUNT == len(SIGN_NAMES) == len(set(SIGN_NAMES))
+    for text in [*_TEXTS, "", "9" * 5000, "((((", "A) ", "\U0001f600" * 50, "1,2.3.4,5" * 9]:
+        found = signs(text)
+        assert found.shape == (SIGN_COUNT,)
+        assert np.isfinite(found).all()
+    assert signs(_TEXTS[3])[SIGN_NAMES.index("choices")] == 4
+    assert signs(_TEXTS[1])[SIGN_NAMES.index("choices")] == 0
+
+
+def test_word_pairs_are_counted_and_scripts_without_spaces_are_split() -> None:
+    twice = hashed("red fish red fish")
+    assert sorted(twice.counts.tolist()) == [1.0, 2.0, 2.0, 2.0]  # fish-red; red, fish, red-fish
+    assert len(hashed("什么是光").ids) == 7  # four signs, three pairs
+
+
+def test_weights_have_unit_length_and_unknown_words_none() -> None:
+    vocabulary = fit_vocabulary([hashed(text) for text in _TEXTS * 2])
+    _, weights = vocabulary.weigh(hashed(_TEXTS[0]))
+    assert np.linalg.norm(weights) == pytest.approx(1.0)
+    columns, _ = vocabulary.weigh(hashed("zyzzyva quux"))
+    assert len(columns) == 0
+
+
+def test_ridge_agrees_with_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routers.ridge, "_TOLERANCE", 1e-4)
+    rng = np.random.default_rng(0)
+    texts = [hashed(" ".join(rng.choice(list("abcdefgh"), 6))) for _ in range(80)]
+    vocabulary = fit_vocabulary(texts)
+    dense = rng.normal(size=(80, 5)).astype(np.float32)
+    rows, y = design(vocabulary, texts, dense), rng.normal(size=(80, 2))
+    weights, bias = ridge(rows, y, np.array([2.0, 30.0]))
+    x = np.hstack([rows.text.toarray(), dense])
+    for t, penalty in enumerate((2.0, 30.0)):
+        wanted = Ridge(penalty).fit(x, y[:, t]).predict(x)
+        assert rows.times(weights)[:, t] + bias[t] == pytest.approx(wanted, abs=0.01)
+
+
+def test_trees_in_numpy_predict_what_scikit_learn_predicts() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(300, 4)).astype(np.float32)
+    target = (rows[:, :1] > 0) * 1.0 + rows[:, 1:2] * 0.1
+    trees = fit_trees(rows, np.hstack([target, -target]), seed=3)
+    reference = HistGradientBoostingRegressor(
+        max_iter=150,
+        learning_rate=0.04,
+        max_leaf_nodes=8,
+        min_samples_leaf=15,
+        l2_regularization=10.0,
+        max_features=0.3,
+        early_stopping=False,
+        random_state=3,
+    ).fit(rows, target[:, 0])
+    unseen = rng.normal(size=(50, 4)).astype(np.float32)
+    assert trees.predict(unseen)[:, 0] == pytest.approx(reference.predict(unseen), abs=1e-4)
+
+
+def test_a_sign_far_outside_training_counts_as_its_limit() -> None:
+    scale = fit_dense_scale(np.random.default_rng(0).normal(size=(50, 3)))
+    wild = scale.scaled(np.array([[1e9, 0.0, -1e9]]))
+    assert wild[0, 0] == pytest.approx(0.4)
+    assert wild[0, 2] == pytest.approx(-0.4)
+    constant = DenseScale(np.zeros(1), np.array([np.inf]))
+    assert constant.scaled(np.array([[5.0]]))[0, 0] == 0.0
