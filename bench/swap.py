@@ -123,12 +123,16 @@ async def _measure_swaps(
     }
 
 
-async def _fresh_engine(expert: str, folder: str) -> tuple[list[list[int]], float]:
+async def _fresh_engine(
+    expert: str, folder: str, settings: Any = None
+) -> tuple[list[list[int]], float]:
     from experts.vllm_engine import EngineSettings, SwappableEngine
 
     say(f"fresh engine with {expert}")
     started = time.perf_counter()
-    engine, _ = await SwappableEngine.start({expert: folder}, EngineSettings(), progress=quiet)
+    engine, _ = await SwappableEngine.start(
+        {expert: folder}, settings or EngineSettings(), progress=quiet
+    )
     seconds = time.perf_counter() - started
     try:
         return [await _greedy(engine.engine, prompt) for prompt in PROMPTS], seconds

@@ -73,7 +73,7 @@ def worst_case_order(request: WireRequest, decision: Decision, request_timeout_m
     longest_ms = min(plan.caps.deadline_ms, stages * request_timeout_ms)
     return Order(
         amount_micro_usd=plan.worst_case_micro_usd,
-        tokens=stages * per_stage,
+        tokens=plan.answers_max * per_stage,
         lease_ms=int(longest_ms) + _LEASE_MARGIN_MS,
         policy=decision.asked_policy,
         named=decision.named_expert,

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from experts.errors import BodyTooLarge, QueueFull
-from gateway.http_errors import answer_for
+from gateway.anthropic_errors import answer_on
+from gateway.headers import request_id_of
 
 __all__ = ["BodyLimit", "ConcurrencyLimit"]
 
@@ -34,7 +35,7 @@ class BodyLimit:
         elif declared <= self._body_bytes_max:  # the server enforces what was declared
             await self._app(scope, receive, send)
         else:
-            await _send_error(send, BodyTooLarge(self._body_bytes_max))
+            await _send_error(scope, send, BodyTooLarge(self._body_bytes_max))
 
     def _counted(self, receive: Receive) -> Receive:
         size = 0
@@ -74,7 +75,8 @@ class ConcurrencyLimit:
             await self._app(scope, receive, send)
             return
         if self._in_flight >= self._requests_max:
-            await _send_error(send, QueueFull("gateway", self._in_flight, _RETRY_AFTER_MS))
+            error = QueueFull("gateway", self._in_flight, _RETRY_AFTER_MS)
+            await _send_error(scope, send, error)
             return
         self._changed(+1)
         try:
@@ -94,7 +96,7 @@ def _content_length(scope: Scope) -> int | None:
     return None
 
 
-async def _send_error(send: Send, error: BodyTooLarge | QueueFull) -> None:
-    answer = answer_for(error)
+async def _send_error(scope: Scope, send: Send, error: BodyTooLarge | QueueFull) -> None:
+    answer = answer_on(scope["path"], error, request_id_of(scope))
     await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
     await send({"type": "http.response.body", "body": answer.body})

@@ -22,14 +22,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from experts.errors import CoeError, InvalidRequest, MethodNotAllowed, UnknownModel, UnknownRoute
 from experts.types import Endpoint
 from gateway.admission import BodyLimit, ConcurrencyLimit
+from gateway.anthropic_errors import answer_on
+from gateway.anthropic_http import CountTokensEndpoint, MessagesDialect
+from gateway.dialect import OpenAiDialect
+from gateway.feedback_http import FeedbackEndpoint
 from gateway.headers import RequestIds, request_id_of
-from gateway.http_errors import answer_for
 from gateway.keys import sent_secret
 from gateway.metrics import Metrics
-from gateway.openai_http import KeepAlive, OpenAiEndpoint, RouteEndpoint
+from gateway.openai_http import AnswerEndpoint, KeepAlive, RouteEndpoint
+from gateway.responses_http import ResponsesDialect
 from gateway.service import GatewayService
+from gateway.state.feedback import FeedbackStore
 
-__all__ = ["HttpLimits", "Readiness", "create_app"]
+__all__ = ["HttpLimits", "Readiness", "add_error_handlers", "create_app"]
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -59,15 +64,21 @@ def create_app(
     readiness: Callable[[], Awaitable[Readiness]],
     lifespan: Lifespan | None = None,
     new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+    feedback: FeedbackStore | None = None,
 ) -> FastAPI:
-    """Build the application."""
+    """Build the application. ``feedback`` None: nobody takes any."""
     bounds = limits or HttpLimits()
     app = FastAPI(title="CoE Gateway", lifespan=lifespan, openapi_url=None)
-    _add_hot_routes(app, service, bounds.keep_alive)
+    hot = _hot_endpoints(service, bounds.keep_alive)
+    app.router.routes[:0] = [Route(path, one, methods=["POST"]) for path, one in hot.items()]
+    if feedback is not None:
+        endpoint = FeedbackEndpoint(service.authenticate, feedback)
+        app.router.routes.insert(0, Route("/v1/feedback", endpoint, methods=["POST"]))
     _add_models(app, service)
     _add_probes(app, metrics, readiness)
-    _add_error_handlers(app)
+    add_error_handlers(app)
     # The last one added is the outermost.
+    app.add_middleware(HotPaths, endpoints=hot)
     app.add_middleware(BodyLimit, body_bytes_max=bounds.body_bytes)
     app.add_middleware(
         ConcurrencyLimit,
@@ -79,20 +90,26 @@ def create_app(
     return app
 
 
-def _add_hot_routes(app: FastAPI, service: GatewayService, keep_alive: KeepAlive) -> None:
-    """Plain ASGI endpoints in front of all others.
+def _hot_endpoints(service: GatewayService, keep_alive: KeepAlive) -> dict[str, ASGIApp]:
+    """Plain ASGI endpoints, by path; ``HotPaths`` hands requests to them.
 
     A FastAPI route would build a request object, resolve dependencies and wrap the response for
     each call, and its streaming response starts a task group per stream; measured with
     bench/overhead.py that is most of what a pass-through costs.
     """
     endpoints: dict[str, ASGIApp] = {
-        "/v1/chat/completions": OpenAiEndpoint(service, Endpoint.CHAT, keep_alive),
-        "/v1/completions": OpenAiEndpoint(service, Endpoint.COMPLETIONS, keep_alive),
-        "/v1/route": RouteEndpoint(service),
+        f"/v1/{dialect.name}": AnswerEndpoint(service, dialect, keep_alive)
+        for dialect in (
+            OpenAiDialect(Endpoint.CHAT),
+            OpenAiDialect(Endpoint.COMPLETIONS),
+            OpenAiDialect(Endpoint.EMBEDDINGS),
+            ResponsesDialect(),
+            MessagesDialect(),
+        )
     }
-    routes = [Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()]
-    app.router.routes[:0] = routes
+    endpoints["/v1/messages/count_tokens"] = CountTokensEndpoint(service)
+    endpoints["/v1/route"] = RouteEndpoint(service)
+    return endpoints
 
 
 def _add_models(app: FastAPI, service: GatewayService) -> None:
@@ -148,7 +165,7 @@ def _add_probes(
 # --- errors --------------------------------------------------------------------------------------
 
 
-def _add_error_handlers(app: FastAPI) -> None:
+def add_error_handlers(app: FastAPI) -> None:
     """Everything that is not answered by an endpoint still goes through the one table."""
     app.add_exception_handler(CoeError, _on_coe_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -156,39 +173,59 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _on_unhandled)
 
 
-async def _on_coe_error(_: Request, error: Exception) -> Response:
-    return _response(error if isinstance(error, CoeError) else CoeError())
+async def _on_coe_error(request: Request, error: Exception) -> Response:
+    return _response(request, error if isinstance(error, CoeError) else CoeError())
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     if status == 404:
-        return _response(UnknownRoute(request.url.path))
+        return _response(request, UnknownRoute(request.url.path))
     if status == 405:
         allow = (getattr(error, "headers", None) or {}).get("Allow", "")
         allowed = tuple(sorted(filter(None, allow.replace(" ", "").split(","))))
-        return _response(MethodNotAllowed(request.method, request.url.path, allowed))
-    return _response(InvalidRequest(None, str(getattr(error, "detail", "bad request"))))
+        return _response(request, MethodNotAllowed(request.method, request.url.path, allowed))
+    return _response(request, InvalidRequest(None, str(getattr(error, "detail", "bad request"))))
 
 
-async def _on_validation_error(_: Request, error: Exception) -> Response:
+async def _on_validation_error(request: Request, error: Exception) -> Response:
     first = error.errors()[0] if isinstance(error, RequestValidationError) else {}
     where = ".".join(str(part) for part in first.get("loc", ()))
-    return _response(InvalidRequest(where or None, str(first.get("msg", "invalid"))))
+    return _response(request, InvalidRequest(where or None, str(first.get("msg", "invalid"))))
 
 
 async def _on_unhandled(request: Request, _: Exception) -> Response:
     """The text stays generic: the cause is in the log, which the server writes on its way out."""
-    response = _response(CoeError())
+    response = _response(request, CoeError())
     # This handler runs outside the middleware that adds the id.
     response.headers["x-request-id"] = request_id_of(request.scope)
     return response
 
 
-def _response(error: CoeError) -> Response:
-    answer = answer_for(error)
+def _response(request: Request, error: CoeError) -> Response:
+    answer = answer_on(request.url.path, error, request_id_of(request.scope))
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in answer.headers}
     return Response(answer.body, status_code=answer.status, headers=headers)
+
+
+# --- dispatch ------------------------------------------------------------------------------------
+
+
+class HotPaths:
+    """Pure ASGI middleware, the innermost: answers POST of known paths itself.
+
+    They turn their own errors into answers, so they need neither the framework's exception handling
+    nor its matching of paths; everything else, also another method on the same path, goes on to it.
+    """
+
+    def __init__(self, app: ASGIApp, *, endpoints: Mapping[str, ASGIApp]) -> None:
+        self._app = app
+        self._endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        hot = scope["type"] == "http" and scope["method"] == "POST"
+        endpoint = self._endpoints.get(scope["path"]) if hot else None
+        await (endpoint or self._app)(scope, receive, send)
 
 
 # --- counting ------------------------------------------------------------------------------------
@@ -197,7 +234,12 @@ _COUNTED = frozenset(
     {
         "/v1/chat/completions",
         "/v1/completions",
+        "/v1/embeddings",
+        "/v1/responses",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
         "/v1/route",
+        "/v1/feedback",
         "/v1/models",
         "/health/live",
         "/health/ready",

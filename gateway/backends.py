@@ -11,10 +11,11 @@ from typing import Protocol
 from deployments.choose_host import choose_host, expected_wait_ms, is_resident
 from deployments.host_record import HostRecord
 from experts.errors import HostUnavailable
-from experts.http_backend import HttpBackend
+from experts.http_backend import HttpBackend, PoolLimits
 from experts.protocol import Backend
 from experts.scripted import Script, ScriptedBackend
 from experts.types import ExpertSpec, SourceKind
+from gateway.breakers import expert_target, host_target
 from policies.types import Candidate
 
 __all__ = ["BackendPool", "Directory", "Lease"]
@@ -31,6 +32,19 @@ class Directory(Protocol):
     def mark_suspect(self, host_id: str, until_ms: float) -> None: ...
 
     def note_dispatched(self, host_id: str, expert: str) -> None: ...
+
+
+class Breakers(Protocol):
+    """What is asked of the breakers here; ``gateway.state.breakers.BreakerBoard`` is one."""
+
+    def wait_ms(self, target: str, /) -> int: ...
+
+
+class NoBreakers:
+    """Every target may be called."""
+
+    def wait_ms(self, target: str, /) -> int:
+        return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +70,11 @@ class BackendPool:
         secret: Callable[[str], str | None],
         wall_ms: Callable[[], int],
         overrides: Mapping[str, Backend] | None = None,
+        breakers: Breakers | None = None,
+        limits: PoolLimits | None = None,
     ) -> None:
+        self._breakers = NoBreakers() if breakers is None else breakers
+        self._limits = limits or PoolLimits()
         self._directory = directory
         self._host_token = host_token
         self._secret = secret
@@ -67,6 +85,13 @@ class BackendPool:
 
     def candidate(self, spec: ExpertSpec) -> Candidate:
         """The expert with its live state, for the policy."""
+        if wait_ms := self._breakers.wait_ms(expert_target(spec.id)):
+            return Candidate(
+                spec,
+                available=False,
+                why_not="its circuit breaker is open after failures",
+                retry_after_ms=wait_ms,
+            )
         if spec.kind is not SourceKind.WEIGHTS or spec.id in self._by_expert:
             return Candidate(spec)
         record = self._best(spec.id, exclude=())
@@ -110,14 +135,22 @@ class BackendPool:
         if self._directory is None:
             return None
         excluded = frozenset(exclude)
-        records = [r for r in self._directory.hosts_for(expert) if r.host_id not in excluded]
+        wait_ms = self._breakers.wait_ms
+        records = [
+            r
+            for r in self._directory.hosts_for(expert)
+            if r.host_id not in excluded and not wait_ms(host_target(r.host_id))
+        ]
         return choose_host(records, expert, self._wall_ms())
 
     def _host_backend(self, record: HostRecord) -> HttpBackend:
         backend = self._by_host.get(record.url)
         if backend is None:
             backend = self._by_host[record.url] = HttpBackend(
-                _v1(record.url), secret=self._host_token, host=record.host_id
+                _v1(record.url),
+                secret=self._host_token,
+                host=record.host_id,
+                limits=self._limits,
             )
             self._evict()
         self._by_host.move_to_end(record.url)
@@ -139,6 +172,7 @@ class BackendPool:
             spec.location,
             secret=(lambda: self._secret(name)) if name is not None else None,
             upstream_model=spec.upstream_model,
+            limits=self._limits,
         )
 
 

@@ -23,7 +23,11 @@ from rich.table import Table
 
 from experts.errors import CoeError
 from gateway.ask import CommandFailed, ask, base_url
+from gateway.data_import.command import data_app
+from gateway.decisions_command import decisions_app
+from gateway.feedback_command import feedback_app, read_feedback
 from gateway.keys_command import keys_app
+from gateway.policy_command import add_commands
 
 app = typer.Typer(
     name="coe",
@@ -37,6 +41,10 @@ policy_app = typer.Typer(help="Look at policy files.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(policy_app, name="policy")
 app.add_typer(keys_app, name="keys")
+app.add_typer(feedback_app, name="feedback")
+app.add_typer(data_app, name="data")
+app.add_typer(decisions_app, name="decisions")
+add_commands(policy_app)
 
 JsonOption = Annotated[
     str | None,
@@ -48,6 +56,15 @@ ConfigOption = Annotated[
 ]
 UrlOption = Annotated[
     str | None, typer.Option("--url", help="Gateway to ask (default: the configuration's address).")
+]
+
+
+EmbedderOption = Annotated[
+    str, typer.Option(help="minilm-int8, or sentence-transformers:<folder or hub id>.")
+]
+DropConflictsOption = Annotated[
+    bool,
+    typer.Option("--drop-conflicts", help="Leave out equal prompts of different categories."),
 ]
 
 
@@ -158,23 +175,85 @@ def train(
     ],
     out: Annotated[Path, typer.Option(help="Folder to write the router artifact to.")],
     seed: Annotated[int, typer.Option(help="Equal data and seed give an equal artifact.")] = 0,
-    embedder: Annotated[
-        str, typer.Option(help="minilm-int8, or sentence-transformers:<folder or hub id>.")
-    ] = "minilm-int8",
+    embedder: EmbedderOption = "minilm-int8",
+    drop_conflicts: DropConflictsOption = False,
+    add_expert: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="ARTIFACT",
+            help="Only let the new experts of --data join this artifact; retrains nothing.",
+        ),
+    ] = None,
+    feedback: Annotated[
+        Path | None,
+        typer.Option(help="What coe feedback export wrote; blended with the recorded scores."),
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Train the category router on labelled prompts and measure it by cross-validation."""
-    from dataclasses import asdict
+    """Train the router and measure it by cross-validation.
 
-    from routers.train import train as run
+    On labelled prompts it learns categories. On a folder that has outcomes.parquet as well, it also
+    learns to estimate, per query, how good each expert's answer would be.
+    """
+    from gateway.evaluation.train_command import TrainOptions, add_to
+    from gateway.evaluation.train_command import train as run
 
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    given = None if feedback is None else tuple(read_feedback(feedback))
+    options = TrainOptions(data, out, seed, now, embedder, drop_conflicts, given)
+    if add_expert is not None:
+        joined = add_to(add_expert, options)
+        _write_json(joined, json_file)
+        if json_file != "-":
+            _show_joined(joined)
+        return
     with _progress_bar() as progress:
-        report = run(data, out, seed=seed, created=now, progress=progress, embedder=embedder)
-    result = {**asdict(report), "artifact": str(out)}
+        result = run(options, progress)
     _write_json(result, json_file)
     if json_file != "-":
         _show_training(result)
+
+
+@app.command()
+def evaluate(
+    data: Annotated[Path, typer.Option(help="Folder with queries and outcomes to score on.")],
+    artifact: Annotated[
+        Path | None, typer.Option(help="Router to score, as coe train wrote it.")
+    ] = None,
+    train: Annotated[
+        Path | None, typer.Option(help="Folder to train on first; may be the same as --data.")
+    ] = None,
+    budgets: Annotated[
+        str, typer.Option(help="Mean costs per query to report at, as in 31,54.")
+    ] = "",
+    holdout: Annotated[
+        float | None,
+        typer.Option(help="Share of the queries to score if --train is --data (default: 0.3)."),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for an HTML page with plots.")
+    ] = None,
+    embedder: EmbedderOption = "minilm-int8",
+    drop_conflicts: DropConflictsOption = False,
+    seed: Annotated[int, typer.Option(help="Equal data and seed give equal figures.")] = 0,
+    json_file: JsonOption = None,
+) -> None:
+    """Score a router on recorded outcomes that it has not seen, beside what it must beat."""
+    from gateway.evaluation.evaluate import EvaluateOptions
+    from gateway.evaluation.evaluate import evaluate as run
+    from gateway.evaluation.report import write_report
+    from gateway.evaluation.show import show_evaluation
+
+    options = EvaluateOptions(
+        data, artifact, train, _numbers(budgets), holdout, drop_conflicts, embedder, seed
+    )
+    with _progress_bar() as progress:
+        evaluation = run(options, progress)
+    _write_json(evaluation.result, json_file)
+    if json_file != "-":
+        show_evaluation(evaluation.result)
+    if report is not None:
+        print(f"wrote {write_report(evaluation, report)}", file=sys.stderr)
 
 
 @app.command()
@@ -278,9 +357,21 @@ def config_schema() -> None:
 def policy_check(
     files: Annotated[list[Path], typer.Argument(help="Policy files.")],
     config: ConfigOption = None,
+    budget_usd: Annotated[
+        float | None,
+        typer.Option(
+            "--budget-usd-per-request",
+            min=0,
+            help="Also solve per_query.quality_per_usd for this mean cost of a request.",
+        ),
+    ] = None,
+    prompt_tokens: Annotated[
+        int, typer.Option(min=1, help="Length of a prompt to solve for.")
+    ] = 200,
 ) -> None:
     """Check policy files against the schema and the experts of coe.yaml."""
     from gateway.config import default_config_path, load_config
+    from gateway.policy_price import solved_price
     from policies.loader import load_policy
 
     catalogue = load_config(config or default_config_path()).catalogue
@@ -293,6 +384,8 @@ def policy_check(
             print(error.message, file=sys.stderr)
         else:
             print(f"{path}: in order (digest {policy.digest})")
+            if budget_usd is not None:
+                print(f"  {solved_price(policy, catalogue, budget_usd, prompt_tokens)}")
     raise typer.Exit(1 if wrong else 0)
 
 
@@ -342,6 +435,17 @@ async def _explain_offline(config: Path | None, body: dict[str, Any]) -> dict[st
     from gateway.offline import explain
 
     return await explain(load_config(config or default_config_path()), body)
+
+
+def _numbers(listed: str) -> tuple[float, ...]:
+    """``31,54`` as numbers; refuses what is not a number above zero."""
+    try:
+        found = tuple(float(part) for part in listed.split(",") if part.strip())
+    except ValueError as error:
+        raise CommandFailed(f"--budgets {listed}: {error}; write numbers as in 31,54.") from error
+    if not all(0 < number < float("inf") for number in found):
+        raise CommandFailed(f"--budgets {listed}: budgets are above zero.")
+    return found
 
 
 # --- output ---------------------------------------------------------------------------------------
@@ -412,12 +516,29 @@ def _show_route(explanation: dict[str, Any], live: bool) -> None:
         console.print(f"  note: {note}")
 
 
+def _show_joined(result: dict[str, Any]) -> None:
+    console = Console()
+    for report in result["joined"]:
+        kept = "estimates per query" if report["admitted"] else "its mean score for every query"
+        console.print(
+            f"{report['expert']}: {report['rows']} profile rows, mean score {report['score']:.4f}; "
+            f"{kept} (held-out gain {report['gain']:+.5f})"
+        )
+    console.print(f"written to {result['artifact']}; use it with router.artifact in coe.yaml")
+
+
 def _show_training(result: dict[str, Any]) -> None:
     console = Console()
     table = Table("category", "rows")
     for name, rows in result["rows_per_category"].items():
         table.add_row(name, str(rows))
     console.print(table)
+    if "estimates_gain" in result:
+        table = Table("estimate", "gain over the category table", "standard error")
+        for name, (gain, doubt) in result["estimates_gain"].items():
+            table.add_row(name, f"{gain:+.5f}", f"{doubt:.5f}")
+        console.print(table)
+        console.print(f"estimates in use: {', '.join(result['estimates_admitted'])}")
     for name, value in result["metrics"].items():
         if not isinstance(value, dict):
             console.print(

@@ -7,7 +7,7 @@ call of an expert.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from experts.catalogue import Catalogue
@@ -21,13 +21,15 @@ from experts.errors import (
     StateUnavailable,
     UnknownModel,
 )
-from experts.types import ExpertSpec, Needs
+from experts.types import Endpoint, ExpertSpec, Needs
 from gateway.journal import Decision, Journal
 from gateway.keys import Access, KeyScope
+from gateway.language import LanguageOf
+from gateway.steering import Course, Steering
 from gateway.tokens import PromptCounter
 from gateway.wire import WireRequest
 from policies.live import PolicySet
-from policies.plan import make_plan, plan_single
+from policies.plan import make_plan, plan_in_order
 from policies.types import Candidate, Plan, Policy
 from routers.types import GENERAL, Classification, QueryRouter
 
@@ -36,6 +38,11 @@ __all__ = ["Decider", "LiveState", "Target"]
 AUTO = "auto"
 POLICY_PREFIX = "coe/"
 _ANY = KeyScope()
+_PROMPT_FIELD = {
+    Endpoint.CHAT: "messages",
+    Endpoint.COMPLETIONS: "prompt",
+    Endpoint.EMBEDDINGS: "input",
+}
 
 
 class LiveState(Protocol):
@@ -46,10 +53,15 @@ class LiveState(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What ``model`` names: a policy, and the expert if one was asked for by id."""
+    """What ``model`` names: a policy, and the experts if any were asked for by id, in order."""
 
     policy: Policy
-    expert: ExpertSpec | None
+    experts: tuple[ExpertSpec, ...] = ()
+
+    @property
+    def expert(self) -> ExpertSpec | None:
+        """The expert that was asked for first."""
+        return self.experts[0] if self.experts else None
 
 
 class Decider:
@@ -65,7 +77,10 @@ class Decider:
         now_ms: Callable[[], float],
         prompt_chars_max: int,
         state_available: Callable[[], bool] = lambda: True,
+        language_of: LanguageOf | None = None,
+        steering: Steering | None = None,
     ) -> None:
+        self._steering = steering or Steering()
         self._catalogue = catalogue
         self._policies = policies
         self._router = router
@@ -73,7 +88,8 @@ class Decider:
         self._now_ms = now_ms
         self._prompt_chars_max = prompt_chars_max
         self._state_available = state_available
-        self._counter = PromptCounter(catalogue.specs)
+        self._language_of = language_of
+        self._counter = PromptCounter()
 
     async def decide(self, request: WireRequest, journal: Journal) -> Decision:
         """Choose the plan. ``journal.router_ms`` is set on the way.
@@ -84,29 +100,45 @@ class Decider:
             BudgetExceeded.
         """
         scope = journal.access.scope
-        target = self.target(request, scope)
+        target = self.target(request, scope, _session(request, journal))
         asked_policy = _asked_policy(request, target)
         _check_access(journal.access, target, asked_policy)
         self._check_state(target.policy)
         self._check_size(request)
         classification = await self._classify(request, target, journal)
         category = classification.category if classification else GENERAL
-        specs, denied = _permitted(self._specs_in_play(target, category), scope)
-        output_tokens = request.max_output_tokens or target.policy.max_output_tokens_default
-        prompt_tokens = await self._counter.count(
-            specs,
-            request.texts,
-            messages=request.message_count,
-            ids=request.prompt_ids,
-            output_tokens=output_tokens,
-        )
-        needs = _needs(request, prompt_tokens, output_tokens)
+        course = await self._course(request, journal, target)
+        in_play = self._specs_in_play(target, category, course.experts)
+        specs, denied = _permitted(in_play, scope)
+        output_tokens = _output_tokens(request, target.policy)
+        prompt_tokens, longest = await self._count(specs, request, output_tokens)
+        needs = self._needs(request, target.policy, specs, longest, output_tokens)
         kept, unfit = eligible(specs, needs)
+        if not kept and request.coe.language is None and needs.language is not None:
+            # Nobody speaks what was recognised: better an expert that may manage than none.
+            needs = replace(needs, language=None)
+            kept, unfit = eligible(specs, needs)
         exclusions = unfit | denied
         if not kept:
-            raise _nobody(specs, needs, exclusions)
+            raise _nobody(specs, needs, exclusions, _PROMPT_FIELD[request.endpoint])
         candidates = tuple(self._live.candidate(spec) for spec in kept)
-        plan = _plan(request, target, category, candidates, exclusions, needs)
+        if prompt_tokens != longest:  # what is paid for is not what must fit at once
+            needs = replace(needs, prompt_tokens=prompt_tokens)
+        plan, affinity = course.plan(
+            lambda policy: _plan(
+                request,
+                target if policy is target.policy else replace(target, policy=policy),
+                category,
+                candidates,
+                exclusions,
+                needs,
+                classification.quality if classification else None,
+            ),
+            category,
+            classification.posterior if classification else {category: 1.0},
+            candidates,
+            self._steering.draw(category),
+        )
         by_id = {spec.id: spec for spec in kept}
         return Decision(
             plan=plan,
@@ -119,6 +151,86 @@ class Decider:
             asked_policy=asked_policy,
             named_expert=target.expert.id if target.expert is not None else None,
             limits_fail_open=_limits_fail_open(target.policy),
+            needs=needs,
+            affinity=affinity,
+            affinity_ttl_ms=0 if course.off else 1_000 * target.policy.affinity.ttl_s,
+        )
+
+    async def _course(self, request: WireRequest, journal: Journal, target: Target) -> Course:
+        if target.experts:
+            return Course(target.policy, off=True)
+        return await self._steering.begin(request, journal, target.policy)
+
+    async def count_tokens(self, request: WireRequest, access: Access) -> int:
+        """Prompt tokens by the hungriest tokenizer of all experts that ``model`` may lead to.
+
+        Raises what ``decide`` raises for the model, the key and the prompt's size.
+        """
+        target = self.target(request, access.scope)
+        _check_access(access, target, _asked_policy(request, target))
+        self._check_size(request)
+        policy = target.policy
+        named = policy.named_experts
+        specs = target.experts or [self._catalogue.get(name) for name in named]
+        return await self._counter.count(
+            specs,
+            request.texts,
+            messages=request.message_count,
+            ids=request.prompt_ids,
+            output_tokens=0,
+            exact=True,
+        )
+
+    def off_route(self, decision: Decision) -> dict[str, str]:
+        """Why each expert was left out that the decision did not even look at; for explaining."""
+        seen = {candidate.spec.id for candidate in decision.candidates} | set(decision.exclusions)
+        plan = decision.plan
+        reason = (
+            "not among the experts that the request names"
+            if decision.named_expert is not None
+            else f"policy {plan.policy!r} names it neither for {plan.category!r} nor as a fallback"
+        )
+        return {name: reason for name in self._catalogue.ids if name not in seen}
+
+    async def _count(
+        self, specs: Sequence[ExpertSpec], request: WireRequest, output_tokens: int
+    ) -> tuple[int, int]:
+        """Prompt tokens to be paid for, and those that must fit into a context at once."""
+        several = len(request.texts) > 1 or request.prompt_ids > request.prompt_ids_max
+        if request.endpoint is Endpoint.EMBEDDINGS or (
+            request.endpoint is Endpoint.COMPLETIONS and several
+        ):
+            tokens, longest = await self._counter.count_each(specs, request.texts)
+            return tokens + request.prompt_ids, longest + request.prompt_ids_max
+        tokens = await self._counter.count(
+            specs,
+            request.texts,
+            messages=request.message_count,
+            ids=request.prompt_ids,
+            output_tokens=output_tokens,
+        )
+        return tokens, tokens
+
+    def _needs(
+        self,
+        request: WireRequest,
+        policy: Policy,
+        specs: Sequence[ExpertSpec],
+        prompt_tokens: int,
+        output_tokens: int,
+    ) -> Needs:
+        coe = request.coe
+        language = coe.language
+        if language is None and self._language_of and any(spec.languages for spec in specs):
+            language = self._language_of(request.routing_text)
+        return Needs(
+            capabilities=request.capabilities,
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            required_tags=policy.required_tags | coe.tags,
+            language=language,
+            allow=coe.allow,
+            deny=coe.deny,
         )
 
     def _check_state(self, policy: Policy) -> None:
@@ -131,23 +243,34 @@ class Decider:
         if access.unverified and not _limits_fail_open(self._policies().default_policy):
             raise StateUnavailable("keys")
 
-    def target(self, request: WireRequest, scope: KeyScope = _ANY) -> Target:
+    def target(self, request: WireRequest, scope: KeyScope = _ANY, session: str = "") -> Target:
         """Resolve ``model`` and ``coe.policy``. Raises UnknownModel or InvalidRequest.
 
-        ``scope`` bounds what the error names, nothing else.
+        ``scope`` bounds what the error names, nothing else. ``session`` decides which version of a
+        policy with a canary is meant.
         """
         policies, asked = self._policies(), request.coe.policy
         if asked is not None and asked not in policies:
             known = ", ".join(policies.names)
             raise InvalidRequest("coe.policy", f"no policy {asked!r}; known are {known}")
-        override = policies.get(asked) if asked is not None else None
+        override = policies.choose(asked, session) if asked is not None else None
         model = request.model
         if model in self._catalogue:
-            return Target(override or policies.default_policy, self._catalogue.get(model))
+            named = self._named((model, *request.models), scope)
+            return Target(override or policies.default_policy, named)
         name = policies.default if model == AUTO else model.removeprefix(POLICY_PREFIX)
         if (model == AUTO or model.startswith(POLICY_PREFIX)) and name in policies:
-            return Target(override or policies.get(name), None)
+            return Target(
+                override or policies.choose(name, session), self._named(request.models, scope)
+            )
         raise UnknownModel(model, self.model_names(scope))
+
+    def _named(self, names: Iterable[str], scope: KeyScope) -> tuple[ExpertSpec, ...]:
+        """Experts by id, each once. Raises UnknownModel: a list holds experts, no policies."""
+        for name in names:
+            if name not in self._catalogue:
+                raise UnknownModel(name, tuple(filter(scope.allows_naming, self._catalogue.ids)))
+        return tuple(self._catalogue.get(name) for name in dict.fromkeys(names))
 
     def model_names(self, scope: KeyScope = _ANY) -> tuple[str, ...]:
         """Everything ``model`` may say within ``scope``: auto, the policies, the experts."""
@@ -158,7 +281,7 @@ class Decider:
 
     def _check_size(self, request: WireRequest) -> None:
         if (chars := request.prompt_chars) > self._prompt_chars_max:
-            field_name = "messages" if request.message_count else "prompt"
+            field_name = _PROMPT_FIELD[request.endpoint]
             limit = self._prompt_chars_max
             raise InvalidRequest(field_name, f"{chars} characters; at most {limit} are accepted")
 
@@ -176,13 +299,22 @@ class Decider:
         journal.router_ms = self._now_ms() - started_ms
         return classification
 
-    def _specs_in_play(self, target: Target, category: str) -> Sequence[ExpertSpec]:
+    def _specs_in_play(
+        self, target: Target, category: str, more: Sequence[str]
+    ) -> Sequence[ExpertSpec]:
         """The experts this plan could name. With hundreds of experts, no other is looked at."""
-        if target.expert is not None:
-            return (target.expert,)
+        if target.experts:
+            return target.experts
         policy = target.policy
         route = policy.routes.get(category, policy.default).experts
-        return [self._catalogue.get(n) for n in dict.fromkeys((*route, *policy.fallbacks))]
+        if policy.per_query is not None:
+            route = policy.named_experts
+        return [self._catalogue.get(n) for n in dict.fromkeys((*route, *policy.fallbacks, *more))]
+
+
+def _session(request: WireRequest, journal: Journal) -> str:
+    """What a canary is drawn by: the conversation, so that it keeps its version, or the request."""
+    return request.coe.session_id or journal.decision_id
 
 
 def _asked_policy(request: WireRequest, target: Target) -> str | None:
@@ -201,8 +333,8 @@ def _check_access(access: Access, target: Target, asked_policy: str | None) -> N
     scope = access.scope
     if asked_policy is not None and not scope.allows_policy(asked_policy):
         raise ScopeDenied("policy", asked_policy)
-    if target.expert is not None and not scope.allows_naming(target.expert.id):
-        raise ScopeDenied("expert", target.expert.id)
+    if target.experts and not any(scope.allows_naming(spec.id) for spec in target.experts):
+        raise ScopeDenied("expert", target.experts[0].id)
 
 
 def _permitted(
@@ -216,24 +348,22 @@ def _permitted(
     return kept, dict.fromkeys(denied, "outside the API key's scope")
 
 
-def _needs(request: WireRequest, prompt_tokens: int, output_tokens: int) -> Needs:
-    return Needs(
-        capabilities=request.capabilities,
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
-        allow=request.coe.allow,
-        deny=request.coe.deny,
-    )
+def _output_tokens(request: WireRequest, policy: Policy) -> int:
+    if request.endpoint is Endpoint.EMBEDDINGS:
+        return 0
+    return request.max_output_tokens or policy.max_output_tokens_default
 
 
-def _nobody(specs: Iterable[ExpertSpec], needs: Needs, exclusions: Mapping[str, str]) -> CoeError:
+def _nobody(
+    specs: Iterable[ExpertSpec], needs: Needs, exclusions: Mapping[str, str], field_name: str
+) -> CoeError:
     """PromptTooLong when only the context stands in the way, else NoEligibleExpert."""
-    shorter = Needs(needs.capabilities, 0, 0, needs.required_tags, needs.allow, needs.deny)
+    shorter = replace(needs, prompt_tokens=0, output_tokens=0)
     fitting, _ = eligible(specs, shorter)
     if not fitting:
         return NoEligibleExpert(dict(exclusions))
     limit = max(spec.context_tokens for spec in fitting)
-    return PromptTooLong(needs.prompt_tokens + needs.output_tokens, limit)
+    return PromptTooLong(needs.prompt_tokens + needs.output_tokens, limit, field_name)
 
 
 def _plan(
@@ -243,18 +373,20 @@ def _plan(
     candidates: Sequence[Candidate],
     exclusions: Mapping[str, str],
     needs: Needs,
+    estimates: Mapping[str, float] | None,
 ) -> Plan:
     output_tokens = needs.output_tokens * request.choices
-    if target.expert is not None:
-        return plan_single(
+    if target.experts:
+        return plan_in_order(
             target.policy,
-            candidates[0],
+            candidates,
             prompt_tokens=needs.prompt_tokens,
             max_output_tokens=output_tokens,
             overrides=request.coe.overrides,
             category=category,
+            exclusions=exclusions,
         )
-    return make_plan(
+    plan = make_plan(
         target.policy,
         category,
         candidates,
@@ -262,4 +394,8 @@ def _plan(
         max_output_tokens=output_tokens,
         overrides=request.coe.overrides,
         exclusions=exclusions,
+        estimates=estimates,
     )
+    if request.endpoint is Endpoint.EMBEDDINGS:  # a vector holds no evidence to judge it by
+        return replace(plan, stages=tuple(replace(one, accept=None) for one in plan.stages))
+    return plan

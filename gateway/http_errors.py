@@ -37,6 +37,7 @@ TABLE: dict[type[e.CoeError], HttpError] = {
     e.UnknownRoute: HttpError(404, _INVALID, "path_not_found"),
     e.MethodNotAllowed: HttpError(405, _INVALID, "method_not_allowed"),
     e.BodyTooLarge: HttpError(413, _INVALID, "body_too_large"),
+    e.RevisionChanged: HttpError(412, _INVALID, "revision_changed"),
     e.PromptTooLong: HttpError(400, _INVALID, "context_length_exceeded"),
     e.NoEligibleExpert: HttpError(400, _INVALID, "no_eligible_expert"),
     e.AuthenticationFailed: HttpError(401, "authentication_error", "invalid_api_key"),

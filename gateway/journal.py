@@ -9,18 +9,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from experts.errors import CoeError
 from experts.protocol import CallTimings
-from experts.types import MICRO_USD_PER_USD, ExpertSpec, Usage
+from experts.types import MICRO_USD_PER_USD, ExpertSpec, Needs, Usage
+from gateway.affinity import AffinityOutcome, AffinityView, Conversation
 from gateway.keys import Access, RateState
 from gateway.wire import WireRequest
-from policies.types import Candidate, Plan
+from policies.types import Candidate, ExpertTerms, Plan
 from routers.types import Classification
 
-__all__ = ["Admission", "Decision", "Journal", "StageNote"]
+__all__ = ["CURRENT", "Admission", "Decision", "Journal", "RequestTrace", "StageNote"]
 
 _POSTERIOR_KEPT = 5
 
@@ -42,6 +44,9 @@ class Decision:
     asked_policy: str | None = None  # None: the caller named an expert and no policy
     named_expert: str | None = None
     limits_fail_open: bool = False  # a key's limits may go unchecked while the store is away
+    needs: Needs | None = None  # what experts were held against
+    affinity: AffinityView = field(default_factory=lambda: AffinityView(AffinityOutcome.OFF))
+    affinity_ttl_ms: int = 0  # 0: who answers is not remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +72,23 @@ class StageNote:
     cost_micro_usd: int = 0
     queue_ms: float = 0.0
     swap_ms: float = 0.0
+    first_event_ms: float | None = None  # of a stream
     ended_ms: float | None = None
     error: str | None = None
+    retries: int = 0  # calls beyond the first, at the same expert after a pause
 
     def took(self, timings: CallTimings) -> None:
         self.host, self.queue_ms, self.swap_ms = timings.host, timings.queue_ms, timings.swap_ms
+
+
+class RequestTrace(Protocol):
+    """A request's spans while it runs; ``gateway.tracing`` makes them."""
+
+    trace_id: str
+
+    def began_stage(self, stage: StageNote) -> str:
+        """The ``traceparent`` to send with the stage's call."""
+        ...
 
 
 @dataclass(slots=True)
@@ -88,6 +105,7 @@ class Journal:
     rates: Mapping[str, RateState] = field(default_factory=dict)
     request: WireRequest | None = None
     decision: Decision | None = None
+    decided_ms: float | None = None
     router_ms: float = 0.0
     stages: list[StageNote] = field(default_factory=list)
     served: StageNote | None = None
@@ -95,9 +113,15 @@ class Journal:
     ended_ms: float | None = None
     outcome: str = ""  # ok, error or client_closed
     error: CoeError | None = None
+    dearest_micro_usd: int = 0  # what the catalogue's dearest expert would charge for the answer
+    trace: RequestTrace | None = None  # None: not traced
+    client_session: str | None = None  # the conversation's id by a header
+    conversation: Conversation | None = None
 
     @property
     def spent_micro_usd(self) -> int:
+        if len(self.stages) == 1:  # as most requests have; this is asked several times for each
+            return self.stages[0].cost_micro_usd
         return sum(stage.cost_micro_usd for stage in self.stages)
 
     @property
@@ -107,10 +131,17 @@ class Journal:
 
     @property
     def usage(self) -> Usage:
+        if len(self.stages) == 1:
+            return self.stages[0].usage
         total = Usage()
         for stage in self.stages:
             total += stage.usage
         return total
+
+    @property
+    def experts_ms(self) -> float:
+        """Time under calls of experts; what is missing to the whole is the gateway's own."""
+        return sum(s.ended_ms - s.started_ms for s in self.stages if s.ended_ms is not None)
 
     @property
     def queue_ms(self) -> float:
@@ -119,6 +150,10 @@ class Journal:
     @property
     def swap_ms(self) -> float:
         return sum(stage.swap_ms for stage in self.stages)
+
+
+CURRENT: ContextVar[Journal | None] = ContextVar("journal", default=None)
+"""The request that the running task serves, so that every log line can name it."""
 
 
 def coe_object(journal: Journal) -> dict[str, Any]:
@@ -159,17 +194,21 @@ def explanation(journal: Journal) -> dict[str, Any]:
         "policy_digest": decision.plan.policy_digest,
         "prompt_tokens": decision.prompt_tokens,
         "max_output_tokens": decision.max_output_tokens,
+        "needs": _needs_view(decision.needs),
         "eligible": [
             {
                 "expert": c.spec.id,
                 "available": c.available,
+                "why_not": c.why_not or (None if c.available else "no live host"),
                 "resident": c.resident,
                 "expected_wait_ms": round(c.expected_wait_ms, 1),
             }
             for c in decision.candidates
         ],
         "excluded": dict(decision.exclusions),
+        "affinity": _affinity_view(decision.affinity),
         "plan": _plan_view(decision.plan),
+        "terms": [_terms_view(terms) for terms in decision.plan.terms],
     }
 
 
@@ -191,6 +230,7 @@ def decision_record(journal: Journal) -> dict[str, Any]:
         "input_tokens": total.input_tokens,
         "output_tokens": total.output_tokens,
         "cost_micro_usd": journal.spent_micro_usd,
+        "dearest_micro_usd": journal.dearest_micro_usd,
         "router_ms": round(journal.router_ms, 3),
         "queue_ms": journal.queue_ms,
         "swap_ms": journal.swap_ms,
@@ -213,6 +253,7 @@ def decision_record(journal: Journal) -> dict[str, Any]:
             "prompt_tokens_estimate": decision.prompt_tokens,
             "plan": _plan_view(decision.plan),
             "excluded": dict(decision.exclusions),
+            "affinity": _affinity_view(decision.affinity),
         }
     return record
 
@@ -242,6 +283,26 @@ def _router_view(classification: Classification | None, *, full: bool) -> dict[s
     }
 
 
+def _needs_view(needs: Needs | None) -> dict[str, Any] | None:
+    if needs is None:
+        return None
+    return {
+        "capabilities": sorted(capability.value for capability in needs.capabilities),
+        "context_tokens": needs.prompt_tokens + needs.output_tokens,
+        "required_tags": sorted(needs.required_tags),
+        "language": needs.language,
+    }
+
+
+def _affinity_view(view: AffinityView) -> dict[str, Any]:
+    return {
+        "outcome": view.outcome.value,
+        "source": view.source or None,
+        "expert": view.expert,
+        "reason": view.reason or None,
+    }
+
+
 def _plan_view(plan: Plan) -> dict[str, Any]:
     return {
         "stages": [
@@ -262,6 +323,21 @@ def _plan_view(plan: Plan) -> dict[str, Any]:
     }
 
 
+def _terms_view(terms: ExpertTerms) -> dict[str, Any]:
+    """One expert's place in a per-query policy's objective: value = quality - money - latency."""
+    return {
+        "expert": terms.expert,
+        "quality": round(terms.quality, 4),
+        "quality_from": "router" if terms.from_router else "policy",
+        "expected_cost_usd": terms.cost_micro_usd / MICRO_USD_PER_USD,
+        "expected_wait_ms": round(terms.expected_wait_ms, 1),
+        "resident": terms.resident,
+        "money_term": round(terms.money_term, 4),
+        "latency_term": round(terms.latency_term, 4),
+        "value": round(terms.value, 4),
+    }
+
+
 def _stage_view(stage: StageNote) -> dict[str, Any]:
     end_ms = stage.ended_ms if stage.ended_ms is not None else stage.started_ms
     return {
@@ -277,4 +353,5 @@ def _stage_view(stage: StageNote) -> dict[str, Any]:
         "swap_ms": stage.swap_ms,
         "ms": round(end_ms - stage.started_ms, 3),
         "error": stage.error,
+        "retries": stage.retries,
     }

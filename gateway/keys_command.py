@@ -24,6 +24,7 @@ from deployments.environment import REDIS_ENV
 from experts.quantities import micro_usd, parse_usd
 from experts.types import MICRO_USD_PER_USD
 from gateway.ask import CommandFailed
+from gateway.key_views import key_view, usage_view
 from gateway.keys import (
     NAME_CHARS_MAX,
     RATE_MAX,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from gateway.config import Config
     from gateway.state.keys import KeyUsage
 
-__all__ = ["keys_app"]
+__all__ = ["configuration", "keys_app", "store_url", "with_store"]
 
 keys_app = typer.Typer(help="API keys: who may ask, for what, how much.", no_args_is_help=True)
 
@@ -98,7 +99,7 @@ def create(
     """Create a key and show its secret, this once. Windows are UTC hours, days and months."""
     if not 0 < len(name) <= NAME_CHARS_MAX or not name.isprintable():
         raise CommandFailed(f"a name has 1 to {NAME_CHARS_MAX} printable characters.")
-    loaded = _configuration(config)
+    loaded = configuration(config)
     scope = KeyScope(_names(policy), _names(expert))
     _check_names(loaded, scope)
     limits = KeyLimits(rpm, tpm, concurrency)
@@ -111,8 +112,8 @@ def create(
     async def run(store: StateStore) -> KeyRecord:
         return await KeyStore(store).create(digest_of(secret), name, scope, limits, budgets)
 
-    record = _with_store(config, loaded, run)
-    _write_json({**_record_view(record), "secret": secret}, json_file)
+    record = with_store(config, loaded, run)
+    _write_json({**key_view(record), "secret": secret}, json_file)
     if json_file != "-":
         print(f"{record.id}  {record.name}: {_limits_text(record)}")
         print(f"{secret}\nKeep it: it is not stored here and cannot be shown again.")
@@ -128,8 +129,8 @@ def list_keys(config: ConfigOption = None, json_file: JsonOption = None) -> None
         ledger, records = KeyLedger(store), await KeyStore(store).list()
         return [(record, await ledger.usage(record.digest)) for record in records]
 
-    found = _with_store(config, _configuration(config), run)
-    _write_json({"keys": [_record_view(key) | _usage_view(used) for key, used in found]}, json_file)
+    found = with_store(config, configuration(config), run)
+    _write_json({"keys": [key_view(key) | usage_view(used) for key, used in found]}, json_file)
     if json_file != "-":
         _show(found)
 
@@ -147,7 +148,7 @@ def revoke(
     async def run(store: StateStore) -> int | None:
         return await KeyStore(store).revoke(key_id)
 
-    revoked_ms = _with_store(config, _configuration(config), run)
+    revoked_ms = with_store(config, configuration(config), run)
     if revoked_ms is None:
         raise CommandFailed(f"there is no key {key_id!r}; `coe keys list` shows all.")
     _write_json({"id": key_id, "revoked_ms": revoked_ms}, json_file)
@@ -158,7 +159,7 @@ def revoke(
 # --- the store -----------------------------------------------------------------------------------
 
 
-def _configuration(path: Path | None) -> Config | None:
+def configuration(path: Path | None) -> Config | None:
     """None where COE_REDIS_URL alone says which store is meant and there is no file to load."""
     from gateway.config import default_config_path, load_config
 
@@ -188,7 +189,7 @@ def store_url(path: Path, loaded: Config | None) -> str:
     )
 
 
-def _with_store(
+def with_store(
     path: Path | None, loaded: Config | None, work: Callable[[StateStore], Awaitable[T]]
 ) -> T:
     from deployments.store import StateStore
@@ -224,36 +225,13 @@ def _check_names(loaded: Config | None, scope: KeyScope) -> None:
     ).current.names
     for kind, asked, known in (
         ("policy", scope.policies, policies),
-        ("expert", scope.experts, loaded.catalogue.ids),
+        ("expert", scope.experts, (*loaded.catalogue.ids, *loaded.router.models)),
     ):
         if unknown := sorted((asked or frozenset()) - set(known)):
             raise CommandFailed(f"no {kind} {unknown[0]!r}; known are {', '.join(known)}.")
 
 
 # --- output --------------------------------------------------------------------------------------
-
-
-def _record_view(record: KeyRecord) -> dict[str, Any]:
-    scope = record.scope
-    return {
-        "id": record.id,
-        "name": record.name,
-        "created_ms": record.created_ms,
-        "revoked_ms": record.revoked_ms,
-        "policies": None if scope.policies is None else sorted(scope.policies),
-        "experts": None if scope.experts is None else sorted(scope.experts),
-        "limits": record.limits.by_name(),
-        "budgets_micro_usd": record.budgets.by_name(),
-    }
-
-
-def _usage_view(usage: KeyUsage) -> dict[str, Any]:
-    spent = {window: getattr(usage, window) for window in KeyBudgets().by_name()}
-    return {
-        "spent_micro_usd": spent,
-        "reserved_micro_usd": usage.reserved,
-        "running_requests": usage.running,
-    }
 
 
 def _write_json(result: dict[str, Any], target: str | None) -> None:

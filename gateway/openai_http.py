@@ -1,28 +1,29 @@
-"""The two hot endpoints as plain ASGI: chat completions and completions, streamed or whole."""
+"""The answering endpoints as plain ASGI, streamed or whole, in whatever dialect they speak."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
 from experts.errors import CoeError, InvalidRequest
 from experts.types import Endpoint
+from gateway.affinity import sent_session
 from gateway.client_watch import ClientGone, ClientWatch
+from gateway.dialect import Dialect, StreamWriter
 from gateway.headers import Header, coe_headers, request_id_of
-from gateway.http_errors import answer_for, error_object
+from gateway.http_errors import ErrorAnswer, answer_for
 from gateway.journal import Journal
 from gateway.keys import sent_secret
 from gateway.plan_run import OpenAnswer
 from gateway.service import GatewayService
-from gateway.sse import DONE_EVENT, KEEP_ALIVE, framed
 from gateway.wire import WireRequest, parse_request
 
-__all__ = ["KeepAlive", "OpenAiEndpoint", "read_body"]
+__all__ = ["AnswerEndpoint", "KeepAlive", "RouteEndpoint", "parse_route_request", "read_body"]
 
 _STREAM_HEADERS: list[Header] = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -43,18 +44,19 @@ class KeepAlive:
     interval_ms: float = 10_000.0
 
 
-class OpenAiEndpoint:
+class AnswerEndpoint:
     """One of the endpoints, as an ASGI application."""
 
     def __init__(
-        self, service: GatewayService, endpoint: Endpoint, keep_alive: KeepAlive | None = None
+        self, service: GatewayService, dialect: Dialect, keep_alive: KeepAlive | None = None
     ) -> None:
         self._service = service
-        self._endpoint = endpoint
+        self._dialect = dialect
         self._keep_alive = keep_alive or KeepAlive()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._service.journal(self._endpoint.value, request_id_of(scope)) as journal:
+        with self._service.journal(self._dialect.name, request_id_of(scope)) as journal:
+            journal.client_session = sent_session(scope["headers"])
             await self._serve(journal, sent_secret(scope["headers"]), receive, send)
 
     async def _serve(
@@ -64,7 +66,7 @@ class OpenAiEndpoint:
             journal.access = await self._service.authenticate(secret)
             raw = await read_body(receive)
             async with ClientWatch(receive) as watch:
-                request = parse_request(raw, self._endpoint)
+                request = self._dialect.parse(raw)
                 answer = self._stream if request.stream else self._complete
                 await answer(request, journal, send, watch)
         except ClientGone:
@@ -72,17 +74,23 @@ class OpenAiEndpoint:
         except CoeError as error:
             journal.outcome, journal.error = "error", error
             await self._service.settle(journal)
-            await _send_error(send, error, journal)
+            await self._refuse(send, error, journal)
+
+    async def _refuse(self, send: Send, error: CoeError, journal: Journal) -> None:
+        extra = self._dialect.headers(journal)
+        await _send_refusal(send, self._dialect.refusal(error, journal), journal, extra)
 
     async def _complete(
         self, request: WireRequest, journal: Journal, send: Send, watch: ClientWatch
     ) -> None:
-        body = msgspec.json.encode(await self._service.complete(request, journal))
+        answer = await self._service.complete(request, journal)
+        body = msgspec.json.encode(self._dialect.whole(answer, request, journal))
         await self._service.settle(journal)
         headers: list[Header] = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
             *coe_headers(journal, whole=True),
+            *self._dialect.headers(journal),
         ]
         watch.disarm()
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -91,38 +99,40 @@ class OpenAiEndpoint:
     async def _stream(
         self, request: WireRequest, journal: Journal, send: Send, watch: ClientWatch
     ) -> None:
-        out = _EventSender(send, journal, watch)
+        out = _EventSender(send, journal, watch, self._dialect)
+        writer = self._dialect.writer(request, journal)
         try:
             async with (
                 _KeepingAlive(out, self._keep_alive) as keeping,
                 self._service.stream(request, journal) as answer,
             ):
                 await keeping.stop()
-                await _relay(answer, out)
+                await _relay(answer, writer, out)
                 await self._service.settle(journal)
-                await out.end(DONE_EVENT)
+                await out.end(writer.end())
         except CoeError as error:
             if not out.started:
                 raise
             journal.outcome, journal.error = "error", error
             await self._service.settle(journal)
-            await out.event(error_object(error))
-            await out.end(b"")
+            await out.end(writer.failed(error))
 
 
-async def _relay(answer: OpenAnswer, out: _EventSender) -> None:
+async def _relay(answer: OpenAnswer, writer: StreamWriter, out: _EventSender) -> None:
     async with aclosing(answer.batches()) as batches:
         async for payloads in batches:
-            await out.write(framed(payloads))
+            if data := writer.write(payloads):
+                await out.write(data)
 
 
 class _EventSender:
     """Writes one event stream; sends the headers before the first byte."""
 
-    def __init__(self, send: Send, journal: Journal, watch: ClientWatch) -> None:
+    def __init__(self, send: Send, journal: Journal, watch: ClientWatch, dialect: Dialect) -> None:
         self._send = send
         self._journal = journal
         self._watch = watch
+        self._dialect = dialect
         self.started = False
 
     async def write(self, data: bytes) -> None:
@@ -130,8 +140,8 @@ class _EventSender:
             await self._start()
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
-    async def event(self, payload: dict[str, Any]) -> None:
-        await self.write(framed([msgspec.json.encode(payload)]))
+    async def keep_alive(self) -> None:
+        await self.write(self._dialect.keep_alive)
 
     async def end(self, data: bytes) -> None:
         if not self.started:
@@ -141,7 +151,11 @@ class _EventSender:
 
     async def _start(self) -> None:
         self.started = True
-        headers = [*_STREAM_HEADERS, *coe_headers(self._journal, whole=False)]
+        headers = [
+            *_STREAM_HEADERS,
+            *coe_headers(self._journal, whole=False),
+            *self._dialect.headers(self._journal),
+        ]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
 
@@ -177,7 +191,7 @@ class _KeepingAlive:
 
     async def _write(self) -> None:
         while True:
-            await self._out.write(KEEP_ALIVE)
+            await self._out.keep_alive()
             await asyncio.sleep(self._settings.interval_ms / 1000.0)
 
 
@@ -200,9 +214,10 @@ async def read_body(receive: Receive) -> bytes:
         message = await receive()
 
 
-async def _send_error(send: Send, error: CoeError, journal: Journal) -> None:
-    answer = answer_for(error, spent=journal.paid)
-    headers = [*answer.headers, *coe_headers(journal, whole=True)]
+async def _send_refusal(
+    send: Send, answer: ErrorAnswer, journal: Journal, extra: Iterable[Header] = ()
+) -> None:
+    headers = [*answer.headers, *coe_headers(journal, whole=True), *extra]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})
 
@@ -215,6 +230,7 @@ class RouteEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._service.journal("route", request_id_of(scope)) as journal:
+            journal.client_session = sent_session(scope["headers"])
             await self._serve(journal, sent_secret(scope["headers"]), receive, send)
 
     async def _serve(
@@ -229,7 +245,7 @@ class RouteEndpoint:
             return
         except CoeError as error:
             journal.outcome, journal.error = "error", error
-            await _send_error(send, error, journal)
+            await _send_refusal(send, answer_for(error), journal)
             return
         body = msgspec.json.encode({"object": "route", "decision_id": journal.decision_id, **view})
         headers: list[Header] = [

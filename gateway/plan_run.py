@@ -11,16 +11,18 @@ from typing import Any
 
 import msgspec
 
-from experts.errors import CoeError, DeadlineUnreachable, HostLost
+from experts.errors import CoeError, DeadlineUnreachable, ExpertFailed
 from experts.protocol import ExpertCall, ExpertReply
 from experts.types import ExpertSpec, Usage
+from gateway.choice_logprobs import ChoiceLogprobs
 from gateway.journal import Decision, Journal, StageNote, coe_head, coe_object
-from gateway.relay import ChunkRelay, logprobs_of, strip_logprobs, usage_of
+from gateway.relay import ChunkRelay, strip_logprobs, usage_in, usage_of
 from gateway.stage_call import (
     Caller,
     OpenStage,
     Timeouts,
     is_judged,
+    is_short_of_time,
     may_fail_over,
     stage_call,
 )
@@ -79,13 +81,17 @@ class PlanRun:
     async def _ask(self, attempt: Attempt) -> tuple[ExpertReply, StageNote]:
         note, spec = self._begin(attempt), self._specs[attempt.stage.expert]
         with _Ending(note, self.now_ms):
-            reply = await self.caller.complete(spec, self._call(attempt), note)
+            reply = await self.caller.complete(
+                spec, self._call(attempt), note, short_of_time=self._short_of_time(attempt)
+            )
         note.usage, note.usage_is_estimated = self._usage_of_reply(reply)
         self.charge(note, spec)
         return reply, note
 
     def _judged_whole(self, reply: ExpertReply, note: StageNote) -> Verdict:
-        total, count = logprobs_of(reply.body)
+        logprobs = ChoiceLogprobs(choices=0)
+        logprobs.add(reply.body)
+        total, count = logprobs.weakest()
         verdict = self.cascade.judge(Evidence(total, count, finished=True, elapsed_ms=0.0))
         note.mean_logprob = total / count if count else None
         note.verdict = verdict.value
@@ -135,7 +141,10 @@ class PlanRun:
     async def _begin_stream(self, attempt: Attempt) -> OpenAnswer:
         note, spec = self._begin(attempt), self._specs[attempt.stage.expert]
         with _Ending(note, self.now_ms, only_on_error=True):
-            opened, batches, first = await self.caller.open(spec, self._call(attempt), note)
+            opened, batches, first = await self.caller.open(
+                spec, self._call(attempt), note, short_of_time=self._short_of_time(attempt)
+            )
+        note.first_event_ms = self.now_ms()
         answer = OpenAnswer(self, attempt, note, spec, opened, batches, first)
         if not is_judged(attempt):
             answer.verdict = self.cascade.judge(Evidence(0.0, 0, False, 0.0))
@@ -166,19 +175,25 @@ class PlanRun:
         return note
 
     def _call(self, attempt: Attempt) -> ExpertCall:
+        trace, note = self.journal.trace, self.journal.stages[-1]
         return stage_call(
             self.request,
             self.decision,
             attempt,
             request_id=self.journal.request_id,
             timeouts=self._timeouts,
+            traceparent=trace.began_stage(note) if trace is not None else None,
         )
 
+    def _short_of_time(self, attempt: Attempt) -> bool:
+        return is_short_of_time(self.request, self.decision, attempt, self._timeouts)
+
     def charge(self, note: StageNote, spec: ExpertSpec) -> None:
-        """Bring the stage's cost up to its usage as known now."""
+        """Bring the stage's cost up to its usage as known now; down only to an exact count."""
         cost = spec.price.cost_micro_usd(note.usage.input_tokens, note.usage.output_tokens)
         self.cascade.spend(max(0, cost - note.cost_micro_usd))
-        note.cost_micro_usd = max(cost, note.cost_micro_usd)
+        if cost > note.cost_micro_usd or not note.usage_is_estimated:
+            note.cost_micro_usd = cost
 
     def _failed(self, error: CoeError) -> CoeError:
         """Let the next stage run, or raise when the request itself is at fault."""
@@ -229,8 +244,10 @@ class OpenAnswer:
         """Read until the window is full, then judge; sets ``verdict``."""
         run = self._run
         window = run.decision.plan.window
-        total, count = _logprobs_of_payloads(self._held)
+        logprobs = ChoiceLogprobs(run.request.choices)
+        self._weigh(logprobs, self._held)
         while True:
+            total, count = logprobs.weakest()
             elapsed_ms = run.now_ms() - self._first_ms
             self.verdict = run.cascade.judge(Evidence(total, count, self._ended, elapsed_ms))
             if self.verdict is not Verdict.WAIT:
@@ -240,10 +257,19 @@ class OpenAnswer:
                 continue  # the window closed by time
             self._ended = not batch
             self._held = self._held + batch
-            more, tokens = _logprobs_of_payloads(batch)
-            total, count = total + more, count + tokens
+            self._weigh(logprobs, batch)
         self.note.verdict = self.verdict.value
         self.note.mean_logprob = total / count if count else None
+
+    def _weigh(self, logprobs: ChoiceLogprobs, payloads: list[bytes]) -> None:
+        try:
+            logprobs.add_payloads(payloads)
+        except msgspec.DecodeError as error:
+            self._held = []  # or counting it would fail again
+            raise self._garbled() from error
+
+    def _garbled(self) -> ExpertFailed:
+        return ExpertFailed(self._spec.id, 502, "a chunk that is not JSON")
 
     async def batches(self) -> AsyncGenerator[list[bytes], None]:
         """The caller's payloads, from the first chunk to the last; ``[DONE]`` is the caller's.
@@ -253,11 +279,15 @@ class OpenAnswer:
         journal, relay = self._run.journal, self._relay
         journal.first_token_ms = self._run.now_ms()
         held, self._held = self._held, []
-        if out := relay.feed(held, coe_head(journal)):
-            yield out
-        async for batch in self._reader:
-            if out := relay.feed(batch, None):
+        try:
+            if out := relay.feed(held, coe_head(journal)):
                 yield out
+            async for batch in self._reader:
+                if out := relay.feed(batch, None):
+                    yield out
+        except msgspec.DecodeError as error:
+            raise self._garbled() from error
+        self._opened.passage.succeeded()
         self.charge()
         self.note.verdict = self.note.verdict or Verdict.ACCEPT.value
         if out := relay.finish(self.note.usage, coe_object(journal)):
@@ -266,8 +296,9 @@ class OpenAnswer:
     def charge(self) -> None:
         """Account for what was generated so far: the expert's own count, or one token a chunk."""
         relay, note, run = self._relay, self.note, self._run
-        if relay.usage is not None:
-            note.usage, note.usage_is_estimated = relay.usage, False
+        exact = relay.usage or usage_in(self._held)
+        if exact is not None:
+            note.usage, note.usage_is_estimated = exact, False
         else:
             seen = relay.chunks + len(self._held)
             note.usage, note.usage_is_estimated = Usage(run.decision.prompt_tokens, seen), True
@@ -278,8 +309,8 @@ class OpenAnswer:
         self.charge()
         self.note.verdict = verdict
         self.note.error = type(error).__name__ if error is not None else None
-        if isinstance(error, HostLost):
-            self._run.caller.lost(self.note.host)
+        if isinstance(error, CoeError):
+            self._run.caller.broke(self._opened, self._spec, error)
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -358,11 +389,3 @@ class _TimedReader:
 
     async def _read(self) -> list[bytes]:
         return await anext(self._batches, [])
-
-
-def _logprobs_of_payloads(payloads: list[bytes]) -> tuple[float, int]:
-    total, count = 0.0, 0
-    for payload in payloads:
-        more, tokens = logprobs_of(msgspec.json.decode(payload))
-        total, count = total + more, count + tokens
-    return total, count

@@ -7,14 +7,14 @@ than the expert, or holds log-probabilities that the caller did not ask for.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from experts.types import Usage
 
-__all__ = ["ChunkRelay", "logprobs_of", "strip_logprobs", "usage_of"]
+__all__ = ["ChunkRelay", "strip_logprobs", "usage_in", "usage_of"]
 
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
@@ -115,19 +115,12 @@ def usage_of(body: Mapping[str, Any]) -> Usage | None:
     return Usage(prompt, output)
 
 
-def logprobs_of(body: Mapping[str, Any]) -> tuple[float, int]:
-    """Sum and count of the generated tokens' log-probabilities over all choices."""
-    total, count = 0.0, 0
-    for choice in body.get("choices") or ():
-        logprobs = choice.get("logprobs")
-        if not isinstance(logprobs, dict):
-            continue
-        values = [t.get("logprob") for t in logprobs.get("content") or ()]  # chat
-        values += logprobs.get("token_logprobs") or ()  # completions; echoed tokens may be null
-        numbers = [v for v in values if isinstance(v, int | float)]
-        total += sum(numbers)
-        count += len(numbers)
-    return total, count
+def usage_in(payloads: Sequence[bytes]) -> Usage | None:
+    """The last usage that any of these chunks carries."""
+    for payload in reversed(payloads):
+        if _USAGE.search(payload) and (usage := usage_of(msgspec.json.decode(payload))):
+            return usage
+    return None
 
 
 def _usage_object(usage: Usage) -> dict[str, int]:

@@ -15,11 +15,16 @@ from experts.catalogue import Catalogue
 from experts.errors import CoeError
 from experts.types import ExpertSpec
 from gateway.access import Gate, OpenGate
+from gateway.dearest import dearest_cost_micro_usd, dearest_prices
 from gateway.decide import Decider, LiveState
-from gateway.journal import Journal, decision_record, explanation
+from gateway.journal import CURRENT, Journal, decision_record, explanation
 from gateway.keys import Access
+from gateway.language import language_detector
 from gateway.plan_run import OpenAnswer, PlanRun
+from gateway.retries import RetryRules
 from gateway.stage_call import Caller, Leases, Timeouts
+from gateway.state.breakers import BreakerBoard
+from gateway.steering import Steering
 from gateway.wire import WireRequest
 from policies.live import PolicySet
 from routers.types import QueryRouter
@@ -70,8 +75,11 @@ class GatewayService:
         gate: Gate,
         records: RecordSink | None,
         observers: Sequence[Callable[[Journal], None]],
+        begin_trace: Callable[[Journal], None] | None,
     ) -> None:
         self._gate = gate
+        self._begin_trace = begin_trace
+        self._dearest = dearest_prices(spec.price for spec in catalogue.specs)
         self._catalogue = catalogue
         self._decider = decider
         self._caller = caller
@@ -91,6 +99,10 @@ class GatewayService:
             arrived_ms=self._clock.now_ms(),
             wall_ms=self._clock.wall_ms(),
         )
+        # Each request has a task of its own, so nothing has to be put back.
+        CURRENT.set(journal)
+        if self._begin_trace is not None:
+            self._begin_trace(journal)
         try:
             yield journal
         except CoeError as error:
@@ -143,8 +155,13 @@ class GatewayService:
     async def explain(self, request: WireRequest, journal: Journal) -> dict[str, Any]:
         """The decision a request would get, by the code that serves it. Calls no expert."""
         journal.request = request
-        journal.decision = await self._decider.decide(request, journal)
-        return explanation(journal)
+        journal.decision = decision = await self._decider.decide(request, journal)
+        view = explanation(journal)
+        return view | {"excluded": self._decider.off_route(decision) | view["excluded"]}
+
+    async def count_tokens(self, request: WireRequest, journal: Journal) -> int:
+        """How many tokens the prompt has. Calls no expert. Raises CoeError."""
+        return await self._decider.count_tokens(request, journal.access)
 
     def model_names(self, access: Access) -> tuple[str, ...]:
         """Everything ``model`` may say for this caller, in the order in which to list it.
@@ -160,6 +177,7 @@ class GatewayService:
     async def _started(self, request: WireRequest, journal: Journal) -> PlanRun:
         journal.request = request
         journal.decision = decision = await self._decider.decide(request, journal)
+        journal.decided_ms = self._clock.now_ms()
         await self._gate.admit(journal, request, decision)
         return PlanRun(
             request=request,
@@ -172,6 +190,9 @@ class GatewayService:
 
     def _close(self, journal: Journal) -> None:
         journal.ended_ms = self._clock.now_ms()
+        if journal.served is not None:
+            usage = journal.served.usage
+            journal.dearest_micro_usd = dearest_cost_micro_usd(self._dearest, usage)
         self._gate.close(journal)
         if self._records is not None and journal.request is not None:
             self._records.append(decision_record(journal))
@@ -191,11 +212,15 @@ def build_service(
     gate: Gate | None = None,
     records: RecordSink | None = None,
     observers: Sequence[Callable[[Journal], None]] = (),
+    begin_trace: Callable[[Journal], None] | None = None,
     state_available: Callable[[], bool] = lambda: True,
+    breakers: BreakerBoard | None = None,
+    retries: RetryRules | None = None,
+    steering: Steering | None = None,
 ) -> GatewayService:
     """Put the use case together. The arguments stay the caller's to close.
 
-    ``gate`` None: no keys, everybody may ask.
+    ``gate`` None: no keys, everybody may ask. ``breakers`` None: some of this service's own.
     """
     return GatewayService(
         catalogue=catalogue,
@@ -207,8 +232,10 @@ def build_service(
             now_ms=clock.now_ms,
             prompt_chars_max=limits.prompt_chars,
             state_available=state_available,
+            steering=steering,
+            language_of=language_detector(catalogue.specs),
         ),
-        caller=Caller(experts),
+        caller=Caller(experts, breakers=breakers, retries=retries, now_ms=clock.now_ms),
         timeouts=Timeouts(
             total_ms=limits.request_timeout_ms,
             first_token_ms=limits.first_token_timeout_ms,
@@ -219,4 +246,5 @@ def build_service(
         gate=gate or OpenGate(),
         records=records,
         observers=observers,
+        begin_trace=begin_trace,
     )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 from experts.errors import (
@@ -24,11 +27,22 @@ from experts.errors import (
 from experts.protocol import ExpertCall, ExpertReply, ExpertStream
 from experts.types import Endpoint, ExpertSpec, SourceKind
 from gateway.backends import Lease
+from gateway.breakers import expert_target, faults, host_target
 from gateway.journal import Decision, StageNote
+from gateway.retries import RetryBudget, RetryRules, is_transient
+from gateway.state.breakers import BreakerBoard, Passage
 from gateway.wire import WireRequest
 from policies.types import Attempt
 
-__all__ = ["Caller", "Leases", "OpenStage", "Timeouts", "may_fail_over", "stage_call"]
+__all__ = [
+    "Caller",
+    "Leases",
+    "OpenStage",
+    "Timeouts",
+    "is_short_of_time",
+    "may_fail_over",
+    "stage_call",
+]
 
 _HOSTS_PER_STAGE_MAX = 3
 _REQUEST_AT_FAULT = frozenset({400, 413, 422})
@@ -72,6 +86,8 @@ class OpenStage:
 
     stream: ExpertStream
     stack: AsyncExitStack
+    passage: Passage
+    host: str = ""
 
     def batches(self) -> AsyncIterator[list[bytes]]:
         return self.stream.batches() if isinstance(self.stream, Batched) else _singly(self.stream)
@@ -89,6 +105,7 @@ def stage_call(
     *,
     request_id: str,
     timeouts: Timeouts,
+    traceparent: str | None = None,
 ) -> ExpertCall:
     """The call of a stage. Adds what judging and exact accounting need to the caller's body."""
     total_ms = min(attempt.timeout_ms, timeouts.total_ms)
@@ -102,7 +119,24 @@ def stage_call(
         first_token_timeout_ms=first_ms if request.stream else total_ms,
         idle_timeout_ms=timeouts.idle_ms,
         queue_deadline_ms=first_ms,
+        traceparent=traceparent,
+        likely_next=_likely_next(decision, attempt),
     )
+
+
+def _likely_next(decision: Decision, attempt: Attempt) -> str | None:
+    """Who is asked if this stage's answer does not pass; its host can make ready meanwhile."""
+    return decision.plan.stages[attempt.index + 1].expert if is_judged(attempt) else None
+
+
+def is_short_of_time(
+    request: WireRequest, decision: Decision, attempt: Attempt, timeouts: Timeouts
+) -> bool:
+    """Whether a timeout of this call would say more about its deadline than about the expert."""
+    if request.coe.overrides.deadline_ms is not None:
+        return True
+    usual_ms = min(timeouts.first_token_ms, timeouts.total_ms, decision.plan.caps.deadline_ms)
+    return attempt.timeout_ms < usual_ms / 2
 
 
 def is_judged(attempt: Attempt) -> bool:
@@ -111,7 +145,7 @@ def is_judged(attempt: Attempt) -> bool:
 
 def _stage_body(request: WireRequest, decision: Decision, *, judged: bool) -> dict[str, Any]:
     body = dict(request.body)
-    if request.max_output_tokens is None:
+    if request.max_output_tokens is None and request.endpoint is not Endpoint.EMBEDDINGS:
         # Without a bound upstream, the reserved worst case would bound nothing.
         body["max_tokens"] = decision.max_output_tokens
     if request.stream:
@@ -131,54 +165,85 @@ def may_fail_over(error: CoeError) -> bool:
     )
 
 
+async def _sleep_ms(pause_ms: float) -> None:
+    await asyncio.sleep(pause_ms / 1000.0)
+
+
 class Caller:
-    """Calls an expert; goes on to another of its hosts while no token was received."""
+    """Calls an expert; goes on to another of its hosts, or tries again, while nothing was received.
 
-    def __init__(self, leases: Leases) -> None:
-        self._leases = leases
+    ``now_ms``, ``random01`` and ``sleep_ms`` are the clock, the dice and the patience of retries.
+    """
 
-    def lost(self, host: str) -> None:
-        """A host broke after its stream had begun."""
-        if host:
-            self._leases.suspect(host)
+    def __init__(
+        self,
+        leases: Leases,
+        *,
+        breakers: BreakerBoard | None = None,
+        retries: RetryRules | None = None,
+        now_ms: Callable[[], float] = lambda: time.monotonic() * 1000,
+        random01: Callable[[], float] = random.random,
+        sleep_ms: Callable[[float], Awaitable[None]] = _sleep_ms,
+    ) -> None:
+        self.leases = leases
+        self.breakers = BreakerBoard(now_ms=now_ms) if breakers is None else breakers
+        self.rules = retries or RetryRules()
+        self.budget = RetryBudget(self.rules, now_ms())
+        self.now_ms = now_ms
+        self.random01 = random01
+        self.sleep_ms = sleep_ms
 
-    async def complete(self, spec: ExpertSpec, call: ExpertCall, note: StageNote) -> ExpertReply:
-        """Raises the last host's error when no host is left."""
-        hosts = _Hosts(self._leases, spec)
+    def broke(self, stage: OpenStage, spec: ExpertSpec, error: CoeError) -> None:
+        """A stream failed after it had begun."""
+        stage.passage.failed(faults(error, spec.id, stage.host, short_of_time=True))
+        if isinstance(error, HostLost) and stage.host:
+            self.leases.suspect(stage.host)
+
+    async def complete(
+        self, spec: ExpertSpec, call: ExpertCall, note: StageNote, *, short_of_time: bool = False
+    ) -> ExpertReply:
+        """Raises the last error when neither another host nor a retry is left."""
+        tries = _Tries(self, spec, call, note, short_of_time)
         while True:
-            lease = hosts.next()
+            lease, passage = await tries.next()
             try:
-                reply = await lease.backend.complete(call)
+                reply = await lease.backend.complete(tries.call_now())
             except CoeError as error:
-                hosts.failed(lease, error)
+                await tries.failed(lease, passage, error)
+            except BaseException:
+                passage.abandoned()
+                raise
             else:
+                passage.succeeded()
                 note.took(reply.timings)
                 return reply
 
     async def open(
-        self, spec: ExpertSpec, call: ExpertCall, note: StageNote
+        self, spec: ExpertSpec, call: ExpertCall, note: StageNote, *, short_of_time: bool = False
     ) -> tuple[OpenStage, AsyncIterator[list[bytes]], list[bytes]]:
         """An open stream, its iterator, and its first batch, already read.
 
         A stream counts as open when its first event is there: until then another host can take
         over without anybody noticing.
         """
-        hosts = _Hosts(self._leases, spec)
+        tries = _Tries(self, spec, call, note, short_of_time)
         while True:
-            lease = hosts.next()
+            lease, passage = await tries.next()
             stack = AsyncExitStack()
             try:
-                stream = await stack.enter_async_context(lease.backend.stream(call))
-                opened = OpenStage(stream, stack)
+                stream = await stack.enter_async_context(lease.backend.stream(tries.call_now()))
+                opened = OpenStage(stream, stack, passage, lease.host)
                 batches = opened.batches()
                 first = await _first_batch(batches, spec)
             except CoeError as error:
                 await stack.aclose()
-                hosts.failed(lease, error)
+                await tries.failed(lease, passage, error)
             except BaseException:
+                passage.abandoned()
                 await stack.aclose()
                 raise
             else:
+                passage.answered()
                 note.took(stream.timings)
                 return opened, batches, first
 
@@ -189,33 +254,100 @@ async def _first_batch(batches: AsyncIterator[list[bytes]], spec: ExpertSpec) ->
     raise ExpertFailed(spec.id, 502, "an empty stream")
 
 
-class _Hosts:
-    """The hosts of an expert, each tried once, at most ``_HOSTS_PER_STAGE_MAX``."""
+class _Tries:
+    """The calls that one stage makes of its expert.
 
-    def __init__(self, leases: Leases, spec: ExpertSpec) -> None:
-        self._leases = leases
+    Each host once, at most ``_HOSTS_PER_STAGE_MAX``: that costs no pause, since it is another
+    machine. Where there is only one, it is asked again after a pause, if the error is transient and
+    the rules and the budget of retries allow. All within the time of the one call asked for.
+    """
+
+    def __init__(
+        self,
+        caller: Caller,
+        spec: ExpertSpec,
+        call: ExpertCall,
+        note: StageNote,
+        short_of_time: bool,
+    ) -> None:
+        self._caller = caller
         self._spec = spec
+        self._call = call
+        self._note = note
+        self._short_of_time = short_of_time
+        self._began_ms = caller.now_ms()
         self._tried: set[str] = set()
+        self._retries = 0
         self._last: CoeError | None = None
+        caller.budget.note_request(self._began_ms)
 
-    def next(self) -> Lease:
+    def call_now(self) -> ExpertCall:
+        """The call, with what is left of its time."""
+        if self._last is None:
+            return self._call
+        call, left_ms = self._call, self._left_ms()
+        return replace(
+            call,
+            timeout_ms=left_ms,
+            first_token_timeout_ms=min(call.first_token_timeout_ms, left_ms),
+            queue_deadline_ms=min(call.queue_deadline_ms or left_ms, left_ms),
+        )
+
+    async def next(self) -> tuple[Lease, Passage]:
+        """Whom to call now. Raises the last error, or HostUnavailable when there was none."""
+        while True:
+            lease = self._lease()
+            passage = await self._caller.breakers.enter(self._targets(lease))
+            if isinstance(passage, Passage):
+                return lease, passage
+            if lease.host and passage == host_target(lease.host):
+                self._tried.add(lease.host)
+                continue
+            wait_ms = max(1, self._caller.breakers.wait_ms(passage))
+            reason = "its circuit breaker is open after failures"
+            raise self._last or HostUnavailable(self._spec.id, wait_ms, reason)
+
+    async def failed(self, lease: Lease, passage: Passage, error: CoeError) -> None:
+        """Note the failure; raises it when neither another host nor a retry is left."""
+        to_blame = faults(error, self._spec.id, lease.host, short_of_time=self._short_of_time)
+        passage.failed(to_blame)
+        broke = isinstance(error, HostLost) or (
+            isinstance(error, UpstreamTimeout) and error.phase == "connect"
+        )
+        if broke and lease.host:
+            self._caller.leases.suspect(lease.host)
+        self._tried.add(lease.host)
+        self._last = error
+        elsewhere = broke or isinstance(error, _ELSEWHERE)
+        hosted = self._spec.kind is SourceKind.WEIGHTS and bool(lease.host)
+        if elsewhere and hosted and len(self._tried) < _HOSTS_PER_STAGE_MAX:
+            return
+        await self._wait_for_retry(error)
+
+    async def _wait_for_retry(self, error: CoeError) -> None:
+        """Returns when a retry may start; raises the error when there will be none."""
+        caller = self._caller
+        if not is_transient(error) or len(self._tried) > 1:  # several machines said the same
+            raise error
+        pause = caller.rules.pause_ms(self._retries, caller.random01(), self._left_ms())
+        if pause is None or not caller.budget.take(caller.now_ms()):
+            raise error
+        self._retries += 1
+        self._note.retries = self._retries
+        self._tried.clear()
+        await caller.sleep_ms(pause)
+
+    def _lease(self) -> Lease:
         try:
-            return self._leases.lease(self._spec, exclude=self._tried)
+            return self._caller.leases.lease(self._spec, exclude=self._tried)
         except HostUnavailable:
             if self._last is not None:
                 raise self._last from None
             raise
 
-    def failed(self, lease: Lease, error: CoeError) -> None:
-        """Note the failure; raises it when another host would not help."""
-        broke = isinstance(error, HostLost) or (
-            isinstance(error, UpstreamTimeout) and error.phase == "connect"
-        )
-        if broke and lease.host:
-            self._leases.suspect(lease.host)
-        self._tried.add(lease.host)
-        self._last = error
-        elsewhere = broke or isinstance(error, _ELSEWHERE)
-        hosted = self._spec.kind is SourceKind.WEIGHTS and bool(lease.host)
-        if not (elsewhere and hosted) or len(self._tried) >= _HOSTS_PER_STAGE_MAX:
-            raise error
+    def _targets(self, lease: Lease) -> tuple[str, ...]:
+        expert = expert_target(self._spec.id)
+        return (expert, host_target(lease.host)) if lease.host else (expert,)
+
+    def _left_ms(self) -> float:
+        return max(1.0, self._call.timeout_ms - (self._caller.now_ms() - self._began_ms))

@@ -15,8 +15,8 @@ import os
 import secrets
 import signal
 import socket
-import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,24 +28,25 @@ import psutil
 
 from deployments.environment import CONFIG_ENV, REDIS_ENV, TOKEN_ENV
 from deployments.host_config import HostConfig
+from experts.compat import engine_groups, unreadable
 from experts.errors import CoeError, ConfigError
+from experts.tracing import tracing_wanted
 from experts.types import SourceKind
 from gateway.config import Config, load_config
 from gateway.process_tree import (
     adopt_orphans,
     bury_orphans,
     child_pids,
-    dies_with_us,
     end_descendants,
 )
 from gateway.progress import Progress
 from gateway.run_files import AlreadyRunning, claimed_data_folder, noted_store
+from gateway.start_failed import StartFailed
+from gateway.worker_processes import Workers
 
 STEPS = 5
 _APP_NAME = "coe-experts"
 _BASE_MEMORY_BYTES = 3 << 30  # Ray, store, gateway and the engine's own code
-_WORKER_STOP_S = 10.0
-_WORKER_RESTARTS_MAX = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +57,6 @@ class ServeOptions:
     host: str | None = None
     port: int | None = None
     workers: int | None = None
-
-
-class StartFailed(Exception):
-    """Something that a person has to put right; the text says what and how."""
 
 
 def serve(options: ServeOptions) -> int:
@@ -119,6 +116,7 @@ def _start_and_watch(
     with progress.step("checking configuration, port, memory and models"):
         config = load_config(options.config)
         listener = stack.enter_context(_listen(config, options))
+        admin = _listen_for_admins(config, listener, stack)
         _check_memory(config)
         _check_models(config)
     os.environ[CONFIG_ENV] = str(options.config.absolute())
@@ -127,6 +125,7 @@ def _start_and_watch(
         or os.environ.get(TOKEN_ENV)
         or secrets.token_urlsafe(32)
     )
+    _announce_tracing(config)
     with progress.step("state store"):
         store = _start_store(config, stack)
     hosts = bool(config.hosts)
@@ -137,11 +136,16 @@ def _start_and_watch(
         if hosts:
             _start_hosts(options.config, config, stack, note)
     with progress.step("gateway"):
-        workers = Workers(listener, options.workers or config.gateway.workers)
+        workers = Workers(
+            listener,
+            options.workers or config.gateway.workers,
+            admin=admin,
+            metrics_folder=stack.enter_context(_metrics_folder()),
+        )
         stack.callback(workers.stop)
         workers.start()
         state = _wait_ready(listener.getsockname(), workers)
-    _print_ready(config, listener.getsockname(), state)
+    _print_ready(config, listener.getsockname(), admin, state)
     own = child_pids()
     while not stop.wait(1.0):
         workers.keep_alive()
@@ -158,6 +162,27 @@ def _listen(config: Config, options: ServeOptions) -> Iterator[socket.socket]:
     """Take the port first: finding it in use after a minute of loading would be unkind."""
     host = options.host or config.gateway.host
     port = config.gateway.port if options.port is None else options.port
+    with _listening(
+        host, port, "coe serve --port 8080, with make: make serve SERVE_FLAGS='--port 8080'"
+    ) as listener:
+        yield listener
+
+
+def _listen_for_admins(
+    config: Config, beside: socket.socket, stack: contextlib.ExitStack
+) -> socket.socket | None:
+    """The admin port. Its key is looked at here, so that a missing one is known at once."""
+    gateway = config.gateway
+    gateway.resolve_admin_key(os.environ)
+    port = gateway.admin_port_beside(beside.getsockname()[1])
+    if port is None:
+        return None
+    advice = "gateway.admin_port in the configuration (0: any free one; off: none)"
+    return stack.enter_context(_listening(gateway.admin_host, port, advice))
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int, advice: str) -> Iterator[socket.socket]:
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -166,8 +191,7 @@ def _listen(config: Config, options: ServeOptions) -> Iterator[socket.socket]:
         listener.close()
         raise StartFailed(
             f"port {port} on {host} cannot be used ({os.strerror(error.errno or 0).lower()}). "
-            "Stop what listens there (ss -ltnp shows it), or choose another: "
-            "coe serve --port 8080, with make: make serve SERVE_FLAGS='--port 8080'"
+            f"Stop what listens there (ss -ltnp shows it), or choose another: {advice}"
         ) from error
     listener.listen(1024)
     listener.set_inheritable(True)
@@ -190,10 +214,19 @@ def _check_memory(config: Config) -> None:
 
 
 def _host_bytes(config: Config, host: HostConfig) -> int:
-    """What a host on this machine takes: the pool, one expert in the engine, one being read."""
-    weights = [_weight_bytes(Path(config.catalogue.get(name).location)) for name in host.experts]
-    pool = min(sum(weights), host.pool.host_memory_bytes)
-    return pool + 2 * max(weights) + host.engine.kv_cache_bytes if any(weights) else 0
+    """What a host on this machine takes: the pool, one expert being read, and for each engine an
+    expert and its cache. (Engines that sleep keep their memory where it is the machine's own.)"""
+    folders = {name: config.catalogue.get(name).location for name in host.experts}
+    weights = {name: _weight_bytes(Path(folder)) for name, folder in folders.items()}
+    weights = {name: size for name, size in weights.items() if size}
+    if not weights:
+        return 0
+    damaged = unreadable(folders)
+    sound = {name: folder for name, folder in folders.items() if name not in damaged}
+    groups = engine_groups(sound)[: host.engines_max] or [list(weights)]
+    engines = sum(max(weights[e] for e in g) + host.engine.kv_cache_bytes for g in groups)
+    pool = min(sum(weights.values()), host.pool.host_memory_bytes)
+    return pool + max(weights.values()) + engines
 
 
 def _weight_bytes(folder: Path) -> int:
@@ -415,64 +448,23 @@ class HostNotes:
 # --- gateway workers ------------------------------------------------------------------------------
 
 
-class Workers:
-    """The gateway's processes, all accepting from one listening socket."""
+@contextlib.contextmanager
+def _metrics_folder() -> Iterator[Path]:
+    """Where workers share their numbers; in memory where the system has such a place."""
+    shared = Path("/dev/shm")
+    base = shared if os.access(shared, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="coe-metrics-", dir=base) as folder:
+        yield Path(folder)
 
-    def __init__(self, listener: socket.socket, count: int) -> None:
-        self._listener = listener
-        self._processes: list[subprocess.Popen[bytes] | None] = [None] * count
-        self._restarts = 0
 
-    @property
-    def pids(self) -> frozenset[int]:
-        return frozenset(p.pid for p in self._processes if p is not None)
-
-    def start(self) -> None:
-        for at, process in enumerate(self._processes):
-            if process is None:
-                self._processes[at] = self._spawn()
-
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        descriptor = self._listener.fileno()
-        # A session of its own: Ctrl-C reaches the supervisor, which stops workers in order.
-        return subprocess.Popen(
-            [sys.executable, "-m", "gateway.worker", str(descriptor)],
-            pass_fds=[descriptor],
-            start_new_session=True,
-            preexec_fn=dies_with_us(),
-        )
-
-    def keep_alive(self) -> None:
-        """Start workers again that died; give up when they keep dying."""
-        for at, process in enumerate(self._processes):
-            if process is not None and process.poll() is not None:
-                self._restarts += 1
-                if self._restarts > _WORKER_RESTARTS_MAX:
-                    raise StartFailed("gateway workers keep ending; see the log above")
-                print(
-                    f"gateway worker ended with status {process.returncode}; starting another",
-                    file=sys.stderr,
-                )
-                self._processes[at] = self._spawn()
-
-    def first_failure(self) -> int | None:
-        """Exit status of a worker that has ended, if one has."""
-        for process in self._processes:
-            if process is not None and process.poll() is not None:
-                return process.returncode
-        return None
-
-    def stop(self) -> None:
-        running = [p for p in self._processes if p is not None and p.poll() is None]
-        for process in running:
-            process.terminate()
-        deadline = time.monotonic() + _WORKER_STOP_S
-        for process in running:
-            try:
-                process.wait(timeout=max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+def _announce_tracing(config: Config) -> None:
+    """To workers and hosts, by the variables that OpenTelemetry's own libraries read."""
+    telemetry = config.telemetry
+    if telemetry.otlp_endpoint is None or tracing_wanted(os.environ):
+        return
+    os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = telemetry.otlp_endpoint
+    os.environ.setdefault("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
+    os.environ.setdefault("OTEL_TRACES_SAMPLER_ARG", str(telemetry.sample_ratio))
 
 
 def _wait_ready(
@@ -503,16 +495,23 @@ def _wait_ready(
     raise StartFailed(f"the gateway is not ready after {timeout_s:.0f} s: {last}")
 
 
+def _url(address: tuple[Any, ...]) -> str:
+    return f"http://{dialable(address[0])}:{address[1]}"
+
+
 def dialable(host: str) -> str:
     """A host to listen on, as the host part of a URL that reaches it."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"[{host}]" if ":" in host else host
 
 
-def _print_ready(config: Config, address: tuple[Any, ...], state: dict[str, Any]) -> None:
-    base = f"http://{dialable(address[0])}:{address[1]}"
+def _print_ready(
+    config: Config, address: tuple[Any, ...], admin: socket.socket | None, state: dict[str, Any]
+) -> None:
+    base = _url(address)
     worse = "".join(f"\n       {name}: {why}" for name, why in state.get("degraded", {}).items())
     keyed = config.gateway.require_keys
+    console = "" if admin is None else f"\nConsole and admin API:  {_url(admin.getsockname())}"
     key = ' \\\n    -H "authorization: Bearer $COE_API_KEY"' if keyed else ""
     print(
         f"""
@@ -524,7 +523,7 @@ READY  {base}/v1   experts: {", ".join(config.catalogue.ids)}{worse}
   }}'
 
 {"Make a key:  coe keys create --name me" + chr(10) if keyed else ""}\
-Which expert would answer, and why:  coe route "How many apples are 3 boxes of 12?"
+Which expert would answer, and why:  coe route "How many apples are 3 boxes of 12?"{console}
 Stop with Ctrl-C.
 """,
         flush=True,

@@ -1,23 +1,33 @@
-"""Structured logs: one JSON object per line, one line per finished request, never a prompt."""
+"""Structured logs: one JSON object per line, one line per finished request, never a prompt.
+
+Lines written while a request is served carry its ids, whoever writes them.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import msgspec
 
 from gateway.http_errors import CLIENT_CLOSED_STATUS, row_for
-from gateway.journal import Journal
+from gateway.journal import CURRENT, Journal
 
 __all__ = ["JsonFormatter", "log_request", "status_of"]
 
 REQUEST_DONE = "request_done"
+_SECRET = re.compile(r"\b(coe-sk-|sk-|[Bb]earer )[A-Za-z0-9._~+/=-]{8,}")
+_BLOT = r"\1[redacted]"
 log = logging.getLogger("coe.gateway")
 
 
 class JsonFormatter(logging.Formatter):
-    """Renders a record, and the ``fields`` given as its ``extra``, as one JSON object."""
+    """Renders a record, and the ``fields`` given as its ``extra``, as one JSON object.
+
+    Secrets that begin as ours do, and bearer tokens, are blotted out wherever they stand: a library
+    may quote a header in an exception.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -25,11 +35,19 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": record.getMessage(),
+            **_ids(),
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line, enc_hook=str).decode()
+        return _SECRET.sub(_BLOT, msgspec.json.encode(line, enc_hook=str).decode())
+
+
+def _ids() -> dict[str, str]:
+    journal = CURRENT.get()
+    if journal is None:
+        return {}
+    return {"request_id": journal.request_id, "decision_id": journal.decision_id}
 
 
 def log_request(journal: Journal) -> None:
@@ -40,6 +58,7 @@ def log_request(journal: Journal) -> None:
     fields = {
         "request_id": journal.request_id,
         "decision_id": journal.decision_id,
+        "trace_id": journal.trace.trace_id if journal.trace else None,
         "endpoint": journal.endpoint,
         "key_id": journal.access.key.id if journal.access.key else None,
         "status": status_of(journal),

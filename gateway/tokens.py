@@ -41,10 +41,7 @@ def _utf8_bytes(text: str) -> int:
 
 
 class PromptCounter:
-    """Counts prompts for a fixed set of experts."""
-
-    def __init__(self, specs: Sequence[ExpertSpec]) -> None:
-        self._context_min = min((spec.context_tokens for spec in specs), default=0)
+    """Counts prompts for the experts that are asked about."""
 
     async def count(
         self,
@@ -54,20 +51,41 @@ class PromptCounter:
         messages: int,
         ids: int,
         output_tokens: int,
+        exact: bool = False,
     ) -> int:
         """Prompt tokens for the hungriest tokenizer among ``specs``.
 
-        The estimate is good enough whenever even one token per byte would fit every context.
+        The estimate is good enough whenever even one token per byte would fit every context,
+        unless ``exact`` is asked for.
         """
         estimate = estimate_tokens(texts, messages=messages, ids=ids)
         ceiling = _ceiling(texts, messages, ids)
-        if ceiling + output_tokens <= self._context_min:
+        if not exact and ceiling + output_tokens <= _context_min(specs):
             return min(estimate, ceiling)
         paths = _tokenizer_files(specs)
         if not paths:
             return estimate
-        exact = await asyncio.to_thread(_count_max, paths, tuple(texts))
-        return exact + ids + _TOKENS_PER_PROMPT + _TOKENS_PER_MESSAGE * messages
+        counted = await asyncio.to_thread(_count_max, paths, tuple(texts))
+        return counted + ids + _TOKENS_PER_PROMPT + _TOKENS_PER_MESSAGE * messages
+
+    async def count_each(
+        self, specs: Sequence[ExpertSpec], texts: Sequence[str]
+    ) -> tuple[int, int]:
+        """Tokens of all texts together and of the longest: each is a prompt of its own.
+
+        As ``count``, exact only where an estimate could not tell whether the longest fits.
+        """
+        ceilings = [_ceiling((text,), 0, 0) for text in texts]
+        paths = _tokenizer_files(specs)
+        if max(ceilings, default=0) <= _context_min(specs) or not paths:
+            sizes = [min(c, estimate_tokens((t,))) for c, t in zip(ceilings, texts, strict=True)]
+        else:
+            sizes = await asyncio.to_thread(_count_singly, paths, tuple(texts))
+        return sum(sizes), max(sizes, default=0)
+
+
+def _context_min(specs: Sequence[ExpertSpec]) -> int:
+    return min((spec.context_tokens for spec in specs), default=0)
 
 
 def _ceiling(texts: Iterable[str], messages: int, ids: int) -> int:
@@ -80,7 +98,8 @@ def _tokenizer_files(specs: Iterable[ExpertSpec]) -> tuple[str, ...]:
     """Tokenizer files of the experts, each content once: fine-tunes share their base's."""
     by_digest: dict[str, str] = {}
     for spec in specs:
-        if spec.kind is SourceKind.WEIGHTS and (digest := _digest(spec.location)):
+        local = spec.kind in (SourceKind.WEIGHTS, SourceKind.BUILTIN)
+        if local and (digest := _digest(spec.location)):
             by_digest.setdefault(digest, spec.location)
     return tuple(by_digest.values())[:_TOKENIZERS_MAX]
 
@@ -95,7 +114,16 @@ def _digest(folder: str) -> str | None:
 def _tokenizer(folder: str) -> Any:
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_file(str(Path(folder, "tokenizer.json")))
+    tokenizer = Tokenizer.from_file(str(Path(folder, "tokenizer.json")))
+    tokenizer.no_truncation()  # some files carry one; it would hide what does not fit
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _count_singly(folders: Sequence[str], texts: Sequence[str]) -> list[int]:
+    """Tokens of each text, the tokenizer's own first and last ones included."""
+    tokenizers = [_tokenizer(folder) for folder in folders]
+    return [max(len(t.encode(text).ids) for t in tokenizers) for text in texts]
 
 
 def _count_max(folders: Sequence[str], texts: Sequence[str]) -> int:

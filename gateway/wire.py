@@ -6,23 +6,30 @@ the gateway itself decides by is read out once, into ``WireRequest``.
 
 from __future__ import annotations
 
-import difflib
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from decimal import Decimal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 
 from experts.errors import InvalidRequest
-from experts.types import MICRO_USD_PER_USD, Capability, Endpoint
-from policies.types import Overrides
+from experts.types import Capability, Endpoint
+from gateway.coe_options import CoeOptions, coe_options, model_list
+from gateway.fields import is_int, is_number, optional_boolean
 
-__all__ = ["CoeOptions", "WireRequest", "parse_request", "routing_text"]
+__all__ = [
+    "CoeOptions",
+    "WireRequest",
+    "decoded_object",
+    "parse_body",
+    "parse_request",
+    "routing_text",
+]
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 CHOICES_MAX = 128
+INPUTS_MAX = 2048
+DIMENSIONS_MAX = 65_536
 TOP_LOGPROBS_MAX = 20
 ROUTING_CHARS_MAX = 8_000  # the router windows this further; it bounds what is copied for it
 _SHORT_TURN_CHARS = 80  # "and in French?" cannot be classified without the turn before
@@ -37,24 +44,14 @@ _CAPABILITY_OF_PART = {
 
 
 @dataclass(frozen=True, slots=True)
-class CoeOptions:
-    """The request's own ``coe`` object."""
-
-    overrides: Overrides = field(default_factory=Overrides)
-    policy: str | None = None
-    allow: frozenset[str] | None = None
-    deny: frozenset[str] = frozenset()
-    session_id: str | None = None
-    explain: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class WireRequest:
     """A checked request.
 
-    ``body`` is what the caller sent, less ``coe``. ``texts`` are all texts of the prompt, for
-    counting; ``prompt_ids`` counts prompt tokens that came as ids. ``choices`` is how many answers
-    one call of an expert makes.
+    ``body`` is what the caller sent, less ``coe`` and ``models``. ``models``: experts in the order
+    in which to try them. ``texts`` are all texts of the prompt, for counting; ``prompt_ids`` counts
+    prompt tokens that came as ids, ``prompt_ids_max`` those of the longest prompt. ``choices`` is
+    how many answers one call of an expert makes. ``asked`` is the request of another API that this
+    one was translated from.
     """
 
     endpoint: Endpoint
@@ -71,6 +68,9 @@ class WireRequest:
     message_count: int
     capabilities: frozenset[Capability]
     coe: CoeOptions
+    models: tuple[str, ...] = ()
+    prompt_ids_max: int = 0
+    asked: Mapping[str, Any] | None = None
 
     @property
     def prompt_chars(self) -> int:
@@ -84,14 +84,24 @@ def parse_request(raw: bytes, endpoint: Endpoint) -> WireRequest:
         InvalidRequest: not JSON, or a field we rely on is missing, of the wrong type or out of
             range; the error names the field.
     """
-    body = _decoded(raw)
-    coe = _coe_options(body.pop("coe", None))
-    model = body.get("model")
+    return parse_body(decoded_object(raw), endpoint)
+
+
+def parse_body(
+    body: dict[str, Any], endpoint: Endpoint, *, asked: Mapping[str, Any] | None = None
+) -> WireRequest:
+    """As ``parse_request``, from a decoded body, which becomes the request's own.
+
+    Raises InvalidRequest.
+    """
+    coe = coe_options(body.pop("coe", None))
+    models = model_list(body.pop("models", None), "models") or coe.models
+    model = body.get("model") or (models[0] if models else None)
     if not isinstance(model, str) or not model:
         raise InvalidRequest("model", "a non-empty string is required")
     _check_numbers(body)
-    stream = _boolean(body, "stream")
-    prompt = _chat_prompt(body) if endpoint is Endpoint.CHAT else _text_prompt(body)
+    stream = optional_boolean(body, "stream")
+    prompt = _PROMPTS[endpoint](body)
     wants_logprobs = _wants_logprobs(body, endpoint)
     return WireRequest(
         endpoint=endpoint,
@@ -100,7 +110,7 @@ def parse_request(raw: bytes, endpoint: Endpoint) -> WireRequest:
         stream=stream,
         include_usage=_include_usage(body, stream),
         wants_logprobs=wants_logprobs,
-        choices=_choices(body, prompt.count),
+        choices=_choices(body, prompt.count) if endpoint is not Endpoint.EMBEDDINGS else 1,
         max_output_tokens=_max_output_tokens(body),
         routing_text=prompt.routing_text,
         texts=prompt.texts,
@@ -108,10 +118,14 @@ def parse_request(raw: bytes, endpoint: Endpoint) -> WireRequest:
         message_count=len(body.get("messages") or ()),
         capabilities=_capabilities(body, endpoint, prompt, wants_logprobs),
         coe=coe,
+        models=models,
+        prompt_ids_max=prompt.ids_max,
+        asked=asked,
     )
 
 
-def _decoded(raw: bytes) -> dict[str, Any]:
+def decoded_object(raw: bytes) -> dict[str, Any]:
+    """A JSON object. Raises InvalidRequest."""
     try:
         body = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -130,6 +144,7 @@ class _Prompt:
     routing_text: str
     part_types: frozenset[str] = frozenset()
     ids: int = 0
+    ids_max: int = 0
     count: int = 1
 
 
@@ -141,6 +156,8 @@ def _chat_prompt(body: Mapping[str, Any]) -> _Prompt:
     part_types: set[str] = set()
     for index, message in enumerate(messages):
         _check_message(message, f"messages[{index}]", texts, part_types)
+    # Templates write the tools into the prompt, so they take their share of the context.
+    texts.extend(msgspec.json.encode(tool).decode() for tool in body.get("tools") or ())
     return _Prompt(tuple(texts), routing_text(messages), frozenset(part_types))
 
 
@@ -148,7 +165,7 @@ def _check_message(message: Any, where: str, texts: list[str], part_types: set[s
     if not isinstance(message, dict):
         raise InvalidRequest(where, "an object is required")
     role = message.get("role")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         known = ", ".join(sorted(ROLES))
         raise InvalidRequest(f"{where}.role", f"expected one of {known}")
     content = message.get("content")
@@ -219,28 +236,68 @@ def _window(text: str, chars: int) -> str:
 
 
 def _text_prompt(body: Mapping[str, Any]) -> _Prompt:
-    prompt = body.get("prompt")
+    return _texts_or_ids(body, "prompt")
+
+
+def _texts_or_ids(body: Mapping[str, Any], where: str) -> _Prompt:
+    if body.get("messages") is not None:  # whoever it is for, it is not read here
+        raise InvalidRequest("messages", f"this endpoint takes {where}")
+    prompt = body.get(where)
     if isinstance(prompt, str):
         return _Prompt((prompt,), _window(prompt, ROUTING_CHARS_MAX))
     if not isinstance(prompt, list) or not prompt:
-        raise InvalidRequest("prompt", "a string, a list of strings or token ids is required")
+        raise InvalidRequest(where, "a string, a list of strings or token ids is required")
     if all(isinstance(item, str) for item in prompt):
         return _Prompt(tuple(prompt), _window(prompt[0], ROUTING_CHARS_MAX), count=len(prompt))
-    if all(_is_int(item) for item in prompt):
-        return _Prompt((), "", ids=len(prompt))
-    if all(isinstance(item, list) and item and all(map(_is_int, item)) for item in prompt):
-        return _Prompt((), "", ids=sum(map(len, prompt)), count=len(prompt))
-    raise InvalidRequest("prompt", "mixes strings and token ids, or holds something else")
+    if all(is_int(item) for item in prompt):
+        return _Prompt((), "", ids=len(prompt), ids_max=len(prompt))
+    if all(isinstance(item, list) and item and all(map(is_int, item)) for item in prompt):
+        sizes = [len(item) for item in prompt]
+        return _Prompt((), "", ids=sum(sizes), ids_max=max(sizes), count=len(prompt))
+    raise InvalidRequest(where, "mixes strings and token ids, or holds something else")
+
+
+def _inputs(body: Mapping[str, Any]) -> _Prompt:
+    """What is to be embedded. Raises InvalidRequest."""
+    prompt = _texts_or_ids(body, "input")
+    if not all(prompt.texts):
+        raise InvalidRequest("input", "an empty text has no embedding")
+    if prompt.count > INPUTS_MAX:
+        raise InvalidRequest("input", f"at most {INPUTS_MAX} inputs per request")
+    if body.get("encoding_format") not in (None, "float", "base64"):
+        raise InvalidRequest("encoding_format", "expected float or base64")
+    dimensions = body.get("dimensions")
+    if dimensions is not None and not (is_int(dimensions) and 1 <= dimensions <= DIMENSIONS_MAX):
+        raise InvalidRequest("dimensions", f"an integer from 1 to {DIMENSIONS_MAX} is required")
+    if body.get("stream"):
+        raise InvalidRequest("stream", "embeddings are not streamed")
+    return replace(prompt, count=1)  # one answer, however many inputs
+
+
+_PROMPTS: Mapping[Endpoint, Callable[[Mapping[str, Any]], _Prompt]] = {
+    Endpoint.CHAT: _chat_prompt,
+    Endpoint.COMPLETIONS: _text_prompt,
+    Endpoint.EMBEDDINGS: _inputs,
+}
+_NEEDED = {
+    Endpoint.CHAT: Capability.CHAT,
+    Endpoint.COMPLETIONS: Capability.COMPLETIONS,
+    Endpoint.EMBEDDINGS: Capability.EMBEDDINGS,
+}
 
 
 def _capabilities(
     body: Mapping[str, Any], endpoint: Endpoint, prompt: _Prompt, wants_logprobs: bool
 ) -> frozenset[Capability]:
-    chat = endpoint is Endpoint.CHAT
-    needed = {Capability.CHAT if chat else Capability.COMPLETIONS}
+    needed = {_NEEDED[endpoint]}
     needed |= {_CAPABILITY_OF_PART[t] for t in prompt.part_types if t in _CAPABILITY_OF_PART}
     if body.get("tools") or body.get("functions"):
         needed.add(Capability.TOOLS)
+        # Only if asked for in so many words: it is the default, and most callers do not mean it.
+        if optional_boolean(body, "parallel_tool_calls"):
+            needed.add(Capability.PARALLEL_TOOLS)
+    if "audio" in _modalities(body):
+        needed.add(Capability.AUDIO)
     if wants_logprobs:
         needed.add(Capability.LOGPROBS)
     response_format = body.get("response_format")
@@ -252,23 +309,24 @@ def _capabilities(
     return frozenset(needed)
 
 
+def _modalities(body: Mapping[str, Any]) -> list[str]:
+    value = body.get("modalities")
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise InvalidRequest("modalities", "a list of strings is required")
+    return value
+
+
 # --- fields --------------------------------------------------------------------------------------
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_numbers(body: Mapping[str, Any]) -> None:
     for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty"):
-        if body.get(name) is not None and not _is_number(body[name]):
+        if body.get(name) is not None and not is_number(body[name]):
             raise InvalidRequest(name, "a number is required")
     for name in ("max_tokens", "max_completion_tokens", "n", "best_of"):
-        if body.get(name) is not None and (not _is_int(body[name]) or body[name] < 1):
+        if body.get(name) is not None and (not is_int(body[name]) or body[name] < 1):
             raise InvalidRequest(name, "an integer of at least 1 is required")
     tools = body.get("tools")
     if tools is not None and not (
@@ -283,13 +341,6 @@ def _check_numbers(body: Mapping[str, Any]) -> None:
         raise InvalidRequest("stop", "a string or a list of strings is required")
 
 
-def _boolean(fields: Mapping[str, Any], name: str, where: str = "") -> bool:
-    value = fields.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise InvalidRequest(where + name, "true or false is required")
-    return bool(value)
-
-
 def _include_usage(body: Mapping[str, Any], stream: bool) -> bool:
     options = body.get("stream_options")
     if options is None:
@@ -298,19 +349,21 @@ def _include_usage(body: Mapping[str, Any], stream: bool) -> bool:
         raise InvalidRequest("stream_options", "an object is required")
     if not stream:
         raise InvalidRequest("stream_options", "only allowed when stream is true")
-    return _boolean(options, "include_usage", "stream_options.")
+    return optional_boolean(options, "include_usage", "stream_options.")
 
 
 def _wants_logprobs(body: Mapping[str, Any], endpoint: Endpoint) -> bool:
+    if endpoint is Endpoint.EMBEDDINGS:
+        return False
     if endpoint is Endpoint.COMPLETIONS:
         count = body.get("logprobs")
-        if count is not None and not (_is_int(count) and 0 <= count <= TOP_LOGPROBS_MAX):
+        if count is not None and not (is_int(count) and 0 <= count <= TOP_LOGPROBS_MAX):
             raise InvalidRequest("logprobs", f"an integer from 0 to {TOP_LOGPROBS_MAX} is required")
         return count is not None
-    asked = _boolean(body, "logprobs")
+    asked = optional_boolean(body, "logprobs")
     top = body.get("top_logprobs")
     if top is not None:
-        if not (_is_int(top) and 0 <= top <= TOP_LOGPROBS_MAX):
+        if not (is_int(top) and 0 <= top <= TOP_LOGPROBS_MAX):
             raise InvalidRequest(
                 "top_logprobs", f"an integer from 0 to {TOP_LOGPROBS_MAX} is required"
             )
@@ -320,82 +373,15 @@ def _wants_logprobs(body: Mapping[str, Any], endpoint: Endpoint) -> bool:
 
 
 def _choices(body: Mapping[str, Any], prompts: int) -> int:
-    per_prompt = max(body.get("n") or 1, body.get("best_of") or 1)
-    if per_prompt * prompts > CHOICES_MAX:
-        raise InvalidRequest("n", f"at most {CHOICES_MAX} answers per request")
-    return per_prompt * prompts
+    n, best_of = body.get("n") or 1, body.get("best_of") or 1
+    choices = max(n, best_of) * prompts
+    if choices > CHOICES_MAX:
+        at_fault = "prompt" if prompts > CHOICES_MAX else "best_of" if best_of > n else "n"
+        raise InvalidRequest(at_fault, f"at most {CHOICES_MAX} answers per request")
+    return choices
 
 
 def _max_output_tokens(body: Mapping[str, Any]) -> int | None:
     """The tighter of the two spellings, per choice."""
     given = [v for k in ("max_completion_tokens", "max_tokens") if (v := body.get(k)) is not None]
     return min(given) if given else None
-
-
-# --- the coe object ------------------------------------------------------------------------------
-
-_COE_KEYS = ("max_cost_usd", "deadline_ms", "policy", "allow", "deny", "session_id", "explain")
-_SESSION_CHARS_MAX = 128
-
-
-def _coe_options(coe: Any) -> CoeOptions:
-    if coe is None:
-        return CoeOptions()
-    if not isinstance(coe, dict):
-        raise InvalidRequest("coe", "an object is required")
-    _refuse_unknown(coe)
-    allow = _names(coe, "allow")
-    return CoeOptions(
-        overrides=Overrides(
-            max_cost_micro_usd=_micro_usd(coe), deadline_ms=_positive(coe, "deadline_ms")
-        ),
-        policy=_string(coe, "policy"),
-        allow=allow,
-        deny=_names(coe, "deny") or frozenset(),
-        session_id=_string(coe, "session_id", chars_max=_SESSION_CHARS_MAX),
-        explain=_boolean(coe, "explain", "coe."),
-    )
-
-
-def _refuse_unknown(coe: Mapping[str, Any]) -> None:
-    for key in coe:
-        if key not in _COE_KEYS:
-            near = difflib.get_close_matches(key, _COE_KEYS, n=1, cutoff=0.4)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(_COE_KEYS)}."
-            raise InvalidRequest(f"coe.{key}", f"unknown option. {hint}")
-
-
-def _micro_usd(coe: Mapping[str, Any]) -> int | None:
-    value = coe.get("max_cost_usd")
-    if value is None:
-        return None
-    if not _is_number(value) or value < 0:
-        raise InvalidRequest("coe.max_cost_usd", "a number of at least 0 is required")
-    return int(Decimal(str(value)) * MICRO_USD_PER_USD)  # rounded down: a cap is never widened
-
-
-def _positive(coe: Mapping[str, Any], name: str) -> float | None:
-    value = coe.get(name)
-    if value is None:
-        return None
-    if not _is_number(value) or value <= 0:
-        raise InvalidRequest(f"coe.{name}", "a number above 0 is required")
-    return float(value)
-
-
-def _string(coe: Mapping[str, Any], name: str, chars_max: int = 256) -> str | None:
-    value = coe.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, str) or not 0 < len(value) <= chars_max:
-        raise InvalidRequest(f"coe.{name}", f"a string of 1 to {chars_max} characters is required")
-    return value
-
-
-def _names(coe: Mapping[str, Any], name: str) -> frozenset[str] | None:
-    value = coe.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise InvalidRequest(f"coe.{name}", "a list of expert ids is required")
-    return frozenset(value)

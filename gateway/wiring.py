@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,17 +20,30 @@ from deployments.environment import TOKEN_ENV
 from deployments.host_directory import HostDirectory
 from deployments.registry import HostRegistry
 from deployments.store import StateStore
+from experts.catalogue import Catalogue
+from experts.errors import ConfigError
+from experts.http_backend import PoolLimits
+from experts.protocol import Backend
+from experts.tracing import Tracing, open_tracing
 from experts.types import SourceKind
 from gateway.access import AccessControl
 from gateway.app import HttpLimits, Readiness, create_app
 from gateway.backends import BackendPool
 from gateway.config import Config
+from gateway.embeddings_backend import EmbedderBackend, embedder_spec
 from gateway.metrics import Metrics
 from gateway.service import Clock, GatewayService, ServiceLimits, build_service
+from gateway.state.affinity import SessionMemory
+from gateway.state.breakers import BreakerBoard
 from gateway.state.decisions import DecisionLog
+from gateway.state.feedback import FeedbackStore
 from gateway.state.keys import KeyLedger, KeyStore
+from gateway.state.policies import PolicyFollower, PolicyStore
+from gateway.steering import Steering
 from gateway.telemetry import log_request
+from gateway.worker_gauges import GaugeTask, Sizes, WorkerGauges, WorkerView
 from policies.live import PolicyWatcher
+from routers.embedder import ServableEmbedder
 from routers.router import SemanticRouter
 
 log = logging.getLogger(__name__)
@@ -46,6 +60,12 @@ class Parts:
     store: StateStore
     directory: HostDirectory
     gate: AccessControl
+    breakers: BreakerBoard
+    feedback: FeedbackStore
+    decisions: DecisionLog
+    policy_store: PolicyStore
+    follower: PolicyFollower
+    tracing: Tracing | None
 
 
 def clock() -> Clock:
@@ -65,6 +85,10 @@ async def open_parts(config: Config, redis_url: str) -> AsyncIterator[Parts]:
         policies = PolicyWatcher(config.policies.dir, config.catalogue.ids, config.policies.default)
         stack.push_async_callback(policies.aclose)
         await policies.start()
+        policy_store = PolicyStore(store)
+        follower = PolicyFollower(policy_store, policies.set_overrides)
+        stack.push_async_callback(follower.aclose)
+        await follower.start()
         router = SemanticRouter.load(
             config.router.artifact, cache_entries=config.router.cache_entries
         )
@@ -72,6 +96,12 @@ async def open_parts(config: Config, redis_url: str) -> AsyncIterator[Parts]:
         decisions = DecisionLog(store)
         stack.push_async_callback(decisions.aclose)
         decisions.start()
+        sessions = SessionMemory(store)
+        stack.push_async_callback(sessions.aclose)
+        sessions.start()
+        feedback = FeedbackStore(store)
+        stack.push_async_callback(feedback.aclose)
+        feedback.start()
         gate = AccessControl(
             KeyStore(store),
             KeyLedger(store),
@@ -80,15 +110,30 @@ async def open_parts(config: Config, redis_url: str) -> AsyncIterator[Parts]:
         )
         stack.push_async_callback(gate.aclose)
         metrics = Metrics()
+        tracing = open_tracing("coe-gateway", os.environ)
+        begin_trace, observers = None, [metrics.observe, log_request]
+        if tracing is not None:
+            from gateway.tracing import RequestSpans
+
+            stack.push_async_callback(tracing.aclose)
+            spans = RequestSpans(tracing.tracer, log_prompts=config.telemetry.log_prompts)
+            begin_trace, observers = spans.begin, [*observers, spans.finish]
+        breakers = BreakerBoard(store, rules=config.gateway.breakers.rules())
+        stack.push_async_callback(breakers.aclose)
+        breakers.start()
+        catalogue, builtin = _with_embedder(config, router)
         experts = BackendPool(
             directory=directory,
             host_token=lambda: os.environ.get(TOKEN_ENV),
             secret=os.environ.get,
             wall_ms=clock().wall_ms,
+            overrides=builtin,
+            breakers=breakers,
+            limits=PoolLimits(connect_timeout_ms=config.gateway.limits.connect_timeout_ms),
         )
         stack.push_async_callback(experts.aclose)
         service = build_service(
-            catalogue=config.catalogue,
+            catalogue=catalogue,
             policies=lambda: policies.current,
             router=router,
             experts=experts,
@@ -97,10 +142,61 @@ async def open_parts(config: Config, redis_url: str) -> AsyncIterator[Parts]:
             new_id=lambda: f"dec-{uuid.uuid4().hex}",
             gate=gate,
             records=decisions,
-            observers=(metrics.observe, log_request),
+            observers=[*observers, sessions.observe],
+            begin_trace=begin_trace,
             state_available=lambda: store.available and not directory.stale,
+            breakers=breakers,
+            retries=config.gateway.retries.rules(),
+            steering=Steering(sessions, feedback.posteriors),
         )
-        yield Parts(config, service, metrics, policies, store, directory, gate)
+        parts = Parts(
+            config=config,
+            service=service,
+            metrics=metrics,
+            policies=policies,
+            store=store,
+            directory=directory,
+            gate=gate,
+            breakers=breakers,
+            feedback=feedback,
+            decisions=decisions,
+            policy_store=policy_store,
+            follower=follower,
+            tracing=tracing,
+        )
+        gauges = GaugeTask(WorkerGauges(metrics, config.catalogue.ids), lambda: _worker_view(parts))
+        stack.push_async_callback(gauges.aclose)
+        gauges.start()
+        yield parts
+
+
+def _worker_view(parts: Parts) -> WorkerView:
+    return WorkerView(
+        store_up=parts.store.available,
+        hosts_stale=parts.directory.stale,
+        hosts=parts.directory.records,
+        policies=parts.policies.current,
+        tripped={target: view.state.value for target, view in parts.breakers.tripped().items()},
+        sizes=Sizes(
+            decisions_queued=parts.decisions.queued,
+            decisions_dropped=parts.decisions.dropped,
+            settlements_waiting=parts.gate.waiting_settlements,
+            settlements_lost=parts.gate.lost_settlements,
+        ),
+    )
+
+
+def _with_embedder(config: Config, router: SemanticRouter) -> tuple[Catalogue, dict[str, Backend]]:
+    """The catalogue with the router's embedder in it, if the configuration serves it."""
+    price = config.router.embeddings_price
+    if price is None:
+        return config.catalogue, {}
+    if not isinstance(router.embedder, ServableEmbedder):
+        reason = f"the embedder {router.embedder.id!r} cannot be served"
+        raise ConfigError(str(config.path), None, "router.embeddings", reason)
+    embedder = router.embedder.widened()
+    spec = embedder_spec(embedder, price)
+    return config.catalogue.extended(spec), {spec.id: EmbedderBackend(embedder)}
 
 
 def _limits(config: Config) -> ServiceLimits:
@@ -116,13 +212,44 @@ def _limits(config: Config) -> ServiceLimits:
 def application(parts: Parts) -> FastAPI:
     """The HTTP application over running parts; closing them stays with ``open_parts``."""
     limits = parts.config.gateway.limits
-    return create_app(
+    app = create_app(
         parts.service,
         metrics=parts.metrics,
         limits=HttpLimits(
             body_bytes=limits.body_bytes, concurrent_requests=limits.concurrent_requests
         ),
         readiness=_readiness(parts),
+        feedback=parts.feedback,
+    )
+    if parts.tracing is not None:
+        from gateway.tracing import TraceContext
+
+        app.add_middleware(TraceContext)
+    return app
+
+
+def admin_application(parts: Parts, key: str | None) -> FastAPI:
+    """The admin port's application over the same parts."""
+    from gateway.admin.app import create_admin_app
+    from gateway.admin.parts import AdminParts
+
+    return create_admin_app(
+        AdminParts(
+            catalogue=parts.config.catalogue,
+            keys=KeyStore(parts.store),
+            ledger=KeyLedger(parts.store),
+            decisions=parts.decisions,
+            policies=parts.policies,
+            policy_store=parts.policy_store,
+            follower=parts.follower,
+            hosts=parts.directory,
+            breakers=parts.breakers,
+            metrics=parts.metrics,
+            readiness=_readiness(parts),
+            wall_ms=clock().wall_ms,
+            random_bytes=secrets.token_bytes,
+        ),
+        key=key,
     )
 
 
@@ -154,6 +281,9 @@ def _degraded(parts: Parts) -> dict[str, str]:
     for spec in parts.config.catalogue.specs:
         if spec.kind is SourceKind.WEIGHTS and not parts.directory.hosts_for(spec.id):
             degraded[f"expert {spec.id}"] = _why_unserved(parts, spec.id)
+    for target, view in parts.breakers.tripped().items():
+        next_try = f"next try in {view.wait_ms} ms" if view.wait_ms else "next call is a probe"
+        degraded[f"breaker {target}"] = f"{view.state.value} after failures; {next_try}"
     return degraded
 
 

@@ -1,4 +1,4 @@
-"""One gateway process: ``python -m gateway.worker <fd of the listening socket>``.
+"""One gateway process: ``python -m gateway.worker <fd of the socket> [<fd of the admin socket>]``.
 
 Started by the supervisor; configuration, store and token come by environment, so that no secret
 shows in a process list.
@@ -7,40 +7,89 @@ shows in a process list.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import socket
 import sys
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
 from deployments.environment import REDIS_ENV
 from experts.errors import CoeError
-from gateway.config import default_config_path, load_config
+from gateway.config import Config, default_config_path, load_config
+from gateway.http_protocol import ConnectionLimits, protocol_with
 from gateway.telemetry import JsonFormatter
-from gateway.wiring import application, open_parts
+from gateway.wiring import Parts, admin_application, application, open_parts
 
 _DRAIN_S = 8
 
 
-async def run(listener: socket.socket, config_path: Path, redis_url: str) -> None:
+async def run(
+    listener: socket.socket,
+    config_path: Path,
+    redis_url: str,
+    admin_listener: socket.socket | None = None,
+) -> None:
     """Serve until a signal; then finish what is running, for a bounded time."""
-    async with open_parts(load_config(config_path), redis_url) as parts:
-        server = uvicorn.Server(
-            uvicorn.Config(
-                application(parts),
-                log_level="warning",
-                access_log=False,
-                lifespan="off",
-                timeout_graceful_shutdown=_DRAIN_S,
-                http="httptools",
-                loop="uvloop",
-                server_header=False,
-            )
+    config = load_config(config_path)
+    async with open_parts(config, redis_url) as parts:
+        server = uvicorn.Server(_server_config(application(parts), config))
+        async with _beside(admin_listener, parts):
+            await server.serve(sockets=[listener])
+
+
+@contextlib.asynccontextmanager
+async def _beside(listener: socket.socket | None, parts: Parts) -> AsyncIterator[None]:
+    """The admin port, where this is the worker that has it."""
+    if listener is None:
+        yield
+        return
+    key = parts.config.gateway.resolve_admin_key(os.environ)
+    server = _BesideServer(_server_config(admin_application(parts, key), parts.config))
+    serving = asyncio.create_task(server.serve(sockets=[listener]), name="admin-port")
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await serving
+
+
+class _BesideServer(uvicorn.Server):
+    """A second server in the same loop: signals are the first one's business."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _server_config(app: FastAPI, config: Config) -> uvicorn.Config:
+    limits = config.gateway.limits
+    protocol = protocol_with(
+        ConnectionLimits(
+            header_bytes=limits.header_bytes,
+            header_timeout_ms=limits.header_timeout_ms,
+            body_timeout_ms=limits.body_timeout_ms,
+            stalled_write_ms=limits.stalled_write_ms,
+            connections=limits.connections,
         )
-        await server.serve(sockets=[listener])
+    )
+    return uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=_DRAIN_S,
+        timeout_keep_alive=protocol.limits.keep_alive_s,
+        http=protocol,
+        ws="none",
+        loop="uvloop",
+        server_header=False,
+    )
 
 
 def _leave(_number: int, _frame: object) -> None:
@@ -52,10 +101,10 @@ def main(arguments: list[str]) -> int:
     # uvicorn raises the signal again when it has drained, and the default action would end the
     # process there and then, with decisions still to be written.
     signal.signal(signal.SIGTERM, _leave)
-    listener = socket.socket(fileno=int(arguments[0]))
+    listener, *admin = (socket.socket(fileno=int(number)) for number in arguments)
     try:
         with asyncio.Runner(loop_factory=_new_loop) as runner:
-            runner.run(run(listener, default_config_path(), os.environ[REDIS_ENV]))
+            runner.run(run(listener, default_config_path(), os.environ[REDIS_ENV], *admin))
     except CoeError as error:
         print(f"coe gateway: {error.message}", file=sys.stderr)
         return 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 TAIL_MAX = 1_000
 _BATCH = 64
 _RETRY_S = 0.5
+_ENTRY_ID = re.compile(r"\d{1,20}-\d{1,20}")
 _DECODER = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -38,6 +40,7 @@ class DecisionLog:
     ) -> None:
         self._store = store
         self._key = store.key("decisions")
+        self._keys = [self._key, store.key("decisions", "ids"), store.key("feedback", "given")]
         self._keep_records = keep_records
         self._queue: deque[bytes] = deque()
         self._queue_records = queue_records
@@ -103,6 +106,26 @@ class DecisionLog:
             by_id.setdefault(record["decision_id"], record)
         return list(by_id.values())
 
+    async def read_after(self, entry_id: str, n: int) -> tuple[str, list[dict[str, Any]]]:
+        """At most ``n`` records after the entry, oldest first, and the id of the last one.
+
+        ``entry_id`` empty: from the oldest that is kept. Raises StateUnavailable, and ValueError
+        for what is no id of an entry.
+        """
+        if entry_id and not _ENTRY_ID.fullmatch(entry_id):
+            raise ValueError(f"{entry_id!r} is not an entry of the decision log")
+        begin = f"({entry_id}" if entry_id else "-"
+        entries = await self._store.command(
+            "XRANGE", self._key, begin, "+", "COUNT", max(1, min(n, TAIL_MAX))
+        )
+        last = entries[-1][0].decode() if entries else entry_id
+        return last, [_DECODER.decode(fields[b"record"]) for _entry_id, fields in entries]
+
+    async def last_entry(self) -> str:
+        """The newest entry's id; empty for an empty log. Raises StateUnavailable."""
+        entries = await self._store.command("XREVRANGE", self._key, "+", "-", "COUNT", 1)
+        return entries[0][0].decode() if entries else ""
+
     async def _write_forever(self) -> None:
         while True:
             await self._filled.wait()
@@ -121,7 +144,7 @@ class DecisionLog:
         self._writing += len(batch)
         try:
             await self._store.eval_script(
-                "append_decisions", [self._key], [self._keep_records, *batch]
+                "append_decisions", self._keys, [self._keep_records, *batch]
             )
         except BaseException:
             self._put_back(batch)

@@ -32,7 +32,16 @@ from gateway.keys import (
     key_id,
 )
 
-__all__ = ["KEYS_MAX", "KeyLedger", "KeyStore", "KeyUsage", "Order", "Refused", "Settlement"]
+__all__ = [
+    "KEYS_MAX",
+    "KeyLedger",
+    "KeyStore",
+    "KeyTaken",
+    "KeyUsage",
+    "Order",
+    "Refused",
+    "Settlement",
+]
 
 KEYS_MAX = 100_000
 UNKNOWN_KEY = "This API key is not known here."

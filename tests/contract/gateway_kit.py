@@ -27,7 +27,12 @@ from gateway.backends import BackendPool
 from gateway.journal import Journal
 from gateway.metrics import Metrics
 from gateway.openai_http import KeepAlive
-from gateway.service import Clock, GatewayService, ServiceLimits, build_service
+from gateway.retries import RetryRules
+from gateway.service import Clock, GatewayService, RecordSink, ServiceLimits, build_service
+from gateway.state.affinity import SessionMemory
+from gateway.state.breakers import BreakerBoard
+from gateway.state.feedback import FeedbackStore
+from gateway.steering import Steering
 from policies.live import PolicyWatcher
 from routers.types import Classification, QueryRouter
 
@@ -106,6 +111,16 @@ class Records(list[dict[str, Any]]):
         super().append(record)
 
 
+@dataclass
+class _Both:
+    first: RecordSink
+    second: RecordSink
+
+    def append(self, record: dict[str, Any], /) -> None:
+        self.first.append(record)
+        self.second.append(record)
+
+
 def make_gateway(
     folder: Path,
     specs: list[ExpertSpec],
@@ -119,6 +134,12 @@ def make_gateway(
     state_available: Callable[[], bool] = lambda: True,
     gate: Gate | None = None,
     new_id: Callable[[], str] | None = None,
+    backends: Mapping[str, Backend] | None = None,
+    breakers: BreakerBoard | None = None,
+    retries: RetryRules | None = None,
+    sessions: SessionMemory | None = None,
+    feedback: FeedbackStore | None = None,
+    decisions: RecordSink | None = None,
 ) -> Gateway:
     for name, text in (policies or {"auto": PLAIN_POLICY}).items():
         (folder / f"{name}.yaml").write_text(text)
@@ -134,8 +155,10 @@ def make_gateway(
         host_token=lambda: "host-token",
         secret={"UPSTREAM_KEY": "sk-upstream"}.get,
         wall_ms=lambda: int(time.time() * 1000),
-        overrides=scripted,
+        overrides={**scripted, **(backends or {})},
+        breakers=(board := BreakerBoard() if breakers is None else breakers),
     )
+    sessions = SessionMemory() if sessions is None else sessions
     records, journals, metrics = Records(), list[Journal](), Metrics()
     ids = (f"decision-{n}" for n in itertools.count())
     service = build_service(
@@ -147,15 +170,20 @@ def make_gateway(
         clock=Clock(now_ms or (lambda: time.monotonic() * 1000), lambda: 1_000),
         new_id=new_id or (lambda: next(ids)),
         gate=gate,
-        records=records,
-        observers=(metrics.observe, journals.append),
+        records=_Both(records, decisions) if decisions else records,
+        observers=(metrics.observe, journals.append, sessions.observe),
         state_available=state_available,
+        breakers=board,
+        retries=retries,
+        steering=Steering(sessions, feedback.posteriors) if feedback else Steering(sessions),
     )
 
     async def readiness() -> Readiness:
         return Readiness()
 
-    app = create_app(service, metrics=metrics, limits=http_limits, readiness=readiness)
+    app = create_app(
+        service, metrics=metrics, limits=http_limits, readiness=readiness, feedback=feedback
+    )
     return Gateway(app, service, pool, metrics, records, journals, scripted)
 
 

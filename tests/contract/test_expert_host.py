@@ -14,16 +14,18 @@ from deployments import host as host_module
 from deployments.host import ExpertHost
 from deployments.host_config import HostConfig
 from deployments.host_record import HostRecord
+from experts.engine_group import EngineGroup
 from experts.errors import ArtifactError, HostLost, StateUnavailable
-from experts.vllm_engine import SwappableEngine
 from tests.contract.gateway_kit import eventually
 from tests.contract.host_kit import ScriptedEngine
 
 
 class Engine(ScriptedEngine):
-    """As ``SwappableEngine`` is to its host."""
+    """As ``EngineGroup`` is to its host."""
 
     stopped = 0
+    engine_of: Mapping[str, str] = {"a": "a", "b": "a"}
+    in_pool = frozenset({"a", "b"})
 
     def shutdown(self) -> None:
         self.stopped += 1
@@ -57,7 +59,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     async def start(*_: Any, **__: Any) -> tuple[Engine, dict[str, str]]:
         return engine, {}
 
-    monkeypatch.setattr(SwappableEngine, "start", start)
+    monkeypatch.setattr(EngineGroup, "start", start)
     monkeypatch.setattr(host_module, "HEARTBEAT_MS", 10)
     return engine
 
@@ -146,7 +148,7 @@ async def test_a_start_that_fails_can_be_closed(
     async def start(*_: Any, **__: Any) -> Any:
         raise ArtifactError("x", "no weights")
 
-    monkeypatch.setattr(SwappableEngine, "start", start)
+    monkeypatch.setattr(EngineGroup, "start", start)
     registry = Registry()
     host = make_host(registry, {"a": str(tmp_path)})
     with pytest.raises(ArtifactError):

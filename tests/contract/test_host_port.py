@@ -224,3 +224,13 @@ async def test_a_body_above_the_limit_is_refused_although_the_client_sends_it_al
     with pytest.raises(ExpertFailed) as caught:
         await slot.backend.complete(call("a", "x" * 300 * BODY_BYTES_MAX))
     assert (caught.value.status, caught.value.error_code) == (413, "body_too_large")
+
+
+async def test_the_expert_that_may_be_asked_next_is_announced_to_the_slot(
+    slot: ServedSlot,
+) -> None:
+    announced: list[str] = []
+    slot.driver.announce = announced.append  # type: ignore[method-assign]
+    for likely_next in ("b", "a", "another host's", None):
+        await slot.backend.complete(call("a", likely_next=likely_next))
+    assert announced == ["b"]

@@ -239,7 +239,7 @@ async def test_a_failed_escalation_serves_the_draft_or_tells_not_to_retry(
             model="coe/casc", messages=USER, stream=True
         )
     assert error.value.response.headers["x-should-retry"] == "false"
-    assert gateway.scripted("final").calls == 2, "the client did not retry"
+    assert gateway.scripted("final").calls == 4, "two tries per request: the client did not retry"
 
 
 async def test_probes_and_metrics(http: httpx2.AsyncClient) -> None:

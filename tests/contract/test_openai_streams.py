@@ -104,7 +104,8 @@ async def gateway(tmp_path: Path, upstream_url: str) -> AsyncIterator[Gateway]:
         tmp_path,
         [*map(hosted, names), remote],
         policies={"auto": PLAIN_POLICY, "casc": CASCADE_POLICY},
-        directory=Hosts(record("host-a", upstream_url, *names)),
+        # Two, because a host that cut a stream off is left alone for a while.
+        directory=Hosts(*(record(host, upstream_url, *names) for host in ("host-a", "host-b"))),
     )
     yield gateway
     await gateway.pool.aclose()

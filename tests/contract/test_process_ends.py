@@ -98,7 +98,9 @@ sys.exit(supervisor.serve(supervisor.ServeOptions(Path("coe.yaml"))))
 WORKER = """
 import asyncio, sys
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from gateway import worker
+from gateway.config import GatewaySection
 
 @asynccontextmanager
 async def parts(config, url):
@@ -116,8 +118,9 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": b""})
     print("ready", flush=True)
 
-worker.open_parts, worker.application, worker.load_config = parts, lambda _: app, lambda _: None
-sys.exit(worker.main(sys.argv[1:]))
+worker.open_parts, worker.application = parts, lambda _: app
+worker.load_config = lambda _: SimpleNamespace(gateway=GatewaySection())
+sys.exit(worker.main(sys.argv[1:2]))
 """
 
 

@@ -35,7 +35,7 @@ def write_config(folder: Path, **sections: object) -> Path:
     A path of its own also marks every process of this run: it is in their environment.
     """
     config = yaml.safe_load(QUICKSTART.read_text())
-    config["gateway"] = {"port": free_port()}
+    config["gateway"] = {"port": free_port(), "admin_port": 0}
     config.update(sections)
     path = folder / "coe.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
+import anthropic
 import httpx
 import openai
 import psutil
@@ -21,6 +22,7 @@ PROMPTS = {
     "sql": "Table users(id, name, age). Write a SQL query for the names of users older than 30.",
     "json": "Extract name and age from this text as JSON: Bob is 42 years old.",
     "math": "A crate holds 12 bottles. How many bottles are in 7 crates?",
+    "convert": "How many minutes are 3 hours and 20 minutes?",
 }
 
 
@@ -173,6 +175,72 @@ def test_array_shaped_content_is_routed_by_its_words(client: openai.OpenAI) -> N
         max_tokens=4,
     )
     assert answer.model == "sql"
+
+
+def test_the_responses_api_over_the_real_engine(client: openai.OpenAI) -> None:
+    body: Any = {"model": "auto", "input": PROMPTS["sql"], "max_output_tokens": 16}
+    whole = client.responses.create(**body, temperature=0)
+    assert whole.model == "sql"
+    assert whole.output_text
+    assert whole.usage is not None
+    assert whole.usage.input_tokens > 0
+    events = list(client.responses.create(**body, temperature=0, stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    last = events[-1]
+    assert last.type in ("response.completed", "response.incomplete")
+    assert last.response.output_text == whole.output_text
+    assert last.response.usage == whole.usage
+
+
+def test_the_messages_api_over_the_real_engine(stack: Stack) -> None:
+    with anthropic.Anthropic(
+        base_url=stack.url.removesuffix("/v1"),
+        api_key="unused",
+        max_retries=0,
+        _strict_response_validation=True,
+    ) as client:
+        ask: Any = {
+            "model": "auto",
+            "max_tokens": 16,
+            "extra_body": {"temperature": 0},
+            "messages": [{"role": "user", "content": PROMPTS["json"]}],
+        }
+        whole = client.messages.create(**ask)
+        assert whole.model == "json"
+        with client.messages.stream(**ask) as stream:
+            streamed = stream.get_final_message()
+        assert [b.to_dict() for b in streamed.content] == [b.to_dict() for b in whole.content]
+        assert streamed.usage.output_tokens == whole.usage.output_tokens
+        counted = client.messages.count_tokens(model="json", messages=ask["messages"])
+        # The template's own tokens are estimated, the words are counted.
+        assert abs(counted.input_tokens - whole.usage.input_tokens) < 48
+        stopped = client.messages.create(
+            **ask | {"model": "general", "max_tokens": 64}, stop_sequences=["e"]
+        )
+        assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", "e")
+
+
+def test_embeddings_of_the_router_s_embedder(client: openai.OpenAI) -> None:
+    answer = client.embeddings.create(
+        model="coe/embedder", input=["hello", "world"], encoding_format="float"
+    )
+    assert [len(item.embedding) for item in answer.data] == [384, 384]
+
+
+def test_a_list_of_models_is_asked_in_order(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="sql", extra_body={"models": ["general"]}, **ask("Hello")
+    )
+    assert answer.model == "sql"
+
+
+def test_choices_seed_and_stop_are_the_engine_s(client: openai.OpenAI) -> None:
+    body = ask(PROMPTS["general"], temperature=1.0, seed=7, n=3)
+    first = client.chat.completions.create(model="general", **body)
+    assert [choice.index for choice in first.choices] == [0, 1, 2]
+    again = client.chat.completions.create(model="general", **body)
+    texts = [[choice.message.content for choice in one.choices] for one in (first, again)]
+    assert texts[0] == texts[1]
 
 
 def test_sigterm_ends_every_process(stack: Stack) -> None:

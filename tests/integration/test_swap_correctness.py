@@ -6,6 +6,7 @@ Tied output heads are the hard case: vLLM's CPU build keeps a packed copy of the
 
 from __future__ import annotations
 
+import asyncio
 import random
 import uuid
 from collections.abc import AsyncIterator
@@ -55,16 +56,19 @@ async def fresh_answers(folder: Path, dtype: str) -> list[list[int]]:
         engine.shutdown()
 
 
-@pytest.mark.parametrize(("tied", "dtype"), [(True, "bfloat16"), (False, "float32")])
+@pytest.mark.parametrize(
+    ("tied", "dtype", "held_against"),
+    [(True, "bfloat16", "b"), (True, "float16", "c"), (False, "float32", "bc")],
+)
 async def test_after_random_swaps_each_expert_equals_its_fresh_engine(
-    tmp_path: Path, tied: bool, dtype: str
+    tmp_path: Path, tied: bool, dtype: str, held_against: str
 ) -> None:
     folders = {
         name: write_tiny_llama(tmp_path / name, seed=seed, tied=tied)
         for seed, name in enumerate("abc", start=1)
     }
-    want = {name: await fresh_answers(folders[name], dtype) for name in ("b", "c")}
-    assert want["b"] != want["c"]
+    want = {name: await fresh_answers(folders[name], dtype) for name in held_against}
+    assert len({str(answer) for answer in want.values()}) == len(want)
     # In float32 the pool holds two of the three; the third comes from disk when it is asked for.
     weights_bytes = (folders["a"] / "model.safetensors").stat().st_size
     settings = EngineSettings(
@@ -81,7 +85,7 @@ async def test_after_random_swaps_each_expert_equals_its_fresh_engine(
             sources.add((await engine.make_resident(name)).source)
             if name in want:
                 assert await answers(engine) == want[name]
-        assert sources == ({"pool"} if dtype == "bfloat16" else {"pool", "disk"})
+        assert sources == ({"pool", "disk"} if dtype == "float32" else {"pool"})
     finally:
         engine.shutdown()
 
@@ -93,13 +97,25 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "a": write_tiny_llama(root / "a", seed=1, tied=True),
         "b": write_tiny_llama(root / "b", seed=2, tied=True),
         "wide": write_tiny_llama(root / "wide", seed=3, tied=True, hidden=192),
+        "late": write_tiny_llama(root / "late", seed=4, tied=True),
+        "lacking": without_a_tensor(write_tiny_llama(root / "lacking", seed=5, tied=True)),
     }
+
+
+def without_a_tensor(folder: Path) -> Path:
+    """A checkpoint that opens well and lacks what the model needs."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.down_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 @pytest.fixture
 async def engine(tiny: dict[str, Path]) -> AsyncIterator[SwappableEngine]:
     started, refused = await SwappableEngine.start(
-        {name: str(folder) for name, folder in tiny.items()}, SETTINGS, progress=quiet
+        {name: str(tiny[name]) for name in ("a", "b", "wide")}, SETTINGS, progress=quiet
     )
     # Another architecture is refused with the difference named; the others are in service.
     assert "hidden_size" in refused["wide"]
@@ -113,7 +129,9 @@ async def test_pool_canary_cache_and_serving(
 ) -> None:
     """One engine start, several facts about it: starts are what takes the time here."""
     await serving_layer_answers_under_the_experts_name(engine)
-    await cached_prefixes_stay_with_their_expert(engine)
+    await a_returning_expert_hits_its_blocks_and_nobody_hits_anothers(engine)
+    await an_expert_is_loaded_ahead_while_another_generates(engine, tiny)
+    await weights_cut_short_fail_ahead_and_spoil_nothing(engine, tiny)
     await a_missing_folder_is_refused_and_the_resident_put_back(engine, tiny)
     await a_corrupted_entry_fails_its_canary(engine)
 
@@ -135,18 +153,63 @@ async def serving_layer_answers_under_the_experts_name(engine: SwappableEngine) 
         )
 
 
-async def cached_prefixes_stay_with_their_expert(engine: SwappableEngine) -> None:
-    """An expert that returns finds its cached blocks; the other one's are never used for it."""
-    body = {"prompt": "x" * 100, "max_tokens": 8, "temperature": 0, "logprobs": 1}
+async def a_returning_expert_hits_its_blocks_and_nobody_hits_anothers(
+    engine: SwappableEngine,
+) -> None:
+    """By the engine's own count of prompt tokens that it found in its cache."""
+    body = {"prompt": "x" * 200, "max_tokens": 8, "temperature": 0}
     texts: dict[str, list[Any]] = {"a": [], "b": []}
+    cached: dict[str, list[int]] = {"a": [], "b": []}
     for expert in ("a", "b", "a", "b"):
         await engine.make_resident(expert)
         reply = await engine.serve(expert, Endpoint.COMPLETIONS, body, request_id="r")
         assert isinstance(reply, dict)
         texts[expert].append(reply["choices"][0]["text"])
+        details = reply["usage"]["prompt_tokens_details"] or {}
+        cached[expert].append(details.get("cached_tokens") or 0)
+    for expert in ("a", "b"):
+        first, second = cached[expert]
+        assert first == 0, "the other expert's blocks, for an equal prompt"
+        assert second >= 128, "one block at least, over two swaps"
     assert texts["a"][0] == texts["a"][1]
     assert texts["b"][0] == texts["b"][1]
     assert texts["a"][0] != texts["b"][0]
+
+
+async def an_expert_is_loaded_ahead_while_another_generates(
+    engine: SwappableEngine, tiny: dict[str, Path]
+) -> None:
+    """From disk to pool beside a running generation, whose answer stays what it was."""
+    await engine.make_resident("a")
+    undisturbed = await greedy(engine, PROMPTS[2])
+    engine.add("late", str(tiny["late"]))
+    generating = asyncio.create_task(greedy(engine, PROMPTS[2]))
+    assert await engine.prefetch("late")
+    assert await generating == undisturbed
+    assert "late" in engine.in_pool
+    assert engine.resident == "a"
+    assert not await engine.prefetch("late"), "it is there already"
+    assert (await engine.make_resident("late")).source == "pool"
+    late = await answers(engine)
+    await engine.make_resident("a")
+    await engine.make_resident("late")
+    assert await answers(engine) == late
+    assert late != undisturbed
+
+
+async def weights_cut_short_fail_ahead_and_spoil_nothing(
+    engine: SwappableEngine, tiny: dict[str, Path]
+) -> None:
+    await engine.make_resident("a")
+    before = await answers(engine)
+    engine.add("lacking", str(tiny["lacking"]))
+    with pytest.raises(SwapFailed, match="lacking"):
+        await engine.prefetch("lacking")
+    assert await answers(engine) == before
+    with pytest.raises(SwapFailed):
+        await engine.make_resident("lacking")
+    await engine.make_resident("a")
+    assert await answers(engine) == before
 
 
 async def a_missing_folder_is_refused_and_the_resident_put_back(

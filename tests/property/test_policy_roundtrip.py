@@ -22,6 +22,7 @@ def policy_files(draw: st.DrawFn) -> dict[str, Any]:
         "routes": draw(st.dictionaries(text.filter(bool), route, max_size=4)),
         "default": draw(route),
         "fallbacks": draw(st.lists(st.sampled_from(EXPERTS))),
+        "required_tags": draw(st.lists(st.sampled_from(["eu", "gdpr"]))),
         "cascade": {
             "min_confidence": draw(st.floats(0, 1)),
             "calibration": {

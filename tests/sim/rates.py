@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 from deployments.swap.config import SchedulerConfig
 
@@ -35,6 +36,9 @@ class Rates:
     out_ms_max: float
     timer_late_ms: float
     abort_ms: float
+    engines: dict[str, str]  # expert to engine; empty: one engine for all
+    wake_ms: float
+    residue: float  # share of the device that a sleeping engine keeps
 
     def draw_service_ms(self, rng: random.Random) -> float:
         return self.service_ms * min(4.0, rng.expovariate(1.0))
@@ -52,6 +56,7 @@ class Rates:
     def turn_ms_max(self) -> float:
         """The longest that one turn can last: a swap, the stay it earns, and the drain."""
         swap_ms = self.swap_ms * 1.2 * (self.slow_factor if self.slow_chance else 1.0)
+        swap_ms += 2 * self.wake_ms if self.engines else 0.0
         drain_ms = 4 * self.service_ms + self.abort_ms
         return (
             swap_ms
@@ -92,7 +97,19 @@ def draw_rates(seed: int) -> Rates:
         out_ms_max=rng.uniform(100, 20_000),
         timer_late_ms=rng.choice((0.0, 0.0, 15.0)),
         abort_ms=rng.uniform(0, 200),
+        **_draw_engines(rng_for(seed, "engines"), experts),
     )
+
+
+def _draw_engines(rng: random.Random, experts: tuple[str, ...]) -> dict[str, Any]:
+    """A third of the seeds run several architectures, whose engines sleep in turn."""
+    count = rng.choice((1, 1, 2, 3))
+    engines = {expert: f"engine {rng.randrange(count)}" for expert in experts}
+    return {
+        "engines": engines if count > 1 else {},
+        "wake_ms": rng.uniform(50, 2_000),
+        "residue": rng.uniform(0.0, 0.1),
+    }
 
 
 def _draw_config(rng: random.Random, in_flight_max: int) -> SchedulerConfig:

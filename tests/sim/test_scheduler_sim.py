@@ -44,7 +44,7 @@ def test_the_seeds_reach_every_story() -> None:
         world = World(seed)
         world.run()
         seen.update(world.counts)
-    stories = ("SERVED", "LEFT", "LOST", "swaps", "swaps failed", "aborts")
+    stories = ("SERVED", "LEFT", "LOST", "swaps", "swaps failed", "aborts", "turns of engines")
     refusals = ("refused queue_full", "refused deadline", "refused out_of_service")
     assert all(seen[story] > 0 for story in (*stories, *refusals)), seen
 

@@ -11,7 +11,7 @@ import hashlib
 import heapq
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NoReturn
@@ -30,7 +30,9 @@ from deployments.swap.effects import (
 from deployments.swap.states import SlotPhase
 from tests.sim.rates import Rates, draw_rates, rng_for
 
-MakeScheduler = Callable[[SchedulerConfig, Sequence[str], str | None], Scheduler]
+MakeScheduler = Callable[
+    [SchedulerConfig, Sequence[str], str | None, Mapping[str, str] | None], Scheduler
+]
 
 
 class Violation(AssertionError):
@@ -60,6 +62,42 @@ class Client:
     waiting_since_ms: float = 0.0
     must_start_within_ms: float = math.inf
     aborts: int = 0
+
+
+class Device:
+    """Memory of one device on which engines of several architectures sleep in turn.
+
+    An awake engine takes what the sleepers' residue leaves; two awake at once do not fit. An engine
+    whose wake has failed is killed, and starts again when it is asked for.
+    """
+
+    def __init__(self, engines: Mapping[str, str], residue: float, resident: str | None) -> None:
+        self._engine_of = engines
+        self._residue = residue
+        self._asleep: set[str] = set(engines.values())
+        self._awake: str | None = None
+        if resident is not None:
+            self.turn(resident)
+
+    @property
+    def used(self) -> float:
+        awake = 1.0 - self._residue * len(set(self._engine_of.values())) if self._awake else 0.0
+        return awake + self._residue * len(self._asleep)
+
+    def turn(self, expert: str) -> bool:
+        """Make the expert's engine the one that is awake; whether it was not."""
+        engine = self._engine_of.get(expert)
+        if engine is None or engine == self._awake:
+            return False
+        if self._awake is not None:
+            self._asleep.add(self._awake)
+        self._asleep.discard(engine)
+        self._awake = engine
+        return True
+
+    def lost(self, expert: str) -> None:
+        if self._awake is not None and self._awake == self._engine_of.get(expert):
+            self._awake = None
 
 
 @dataclass
@@ -131,7 +169,11 @@ class World:
         self.resident = self.rng["restarts"].choice([None, *self.rates.experts])
         self.swapping, self.wake = None, None
         self.retired.clear()
-        self.scheduler = self.make_scheduler(self.rates.config, self.rates.experts, self.resident)
+        engines = self.rates.engines
+        self.scheduler = self.make_scheduler(
+            self.rates.config, self.rates.experts, self.resident, engines or None
+        )
+        self.device = Device(engines, self.rates.residue, self.resident)
         self.note("boot", self.resident)
 
     def _plan_load(self) -> None:
@@ -279,6 +321,13 @@ class World:
         if self.faults and slow:
             swap_ms *= rates.slow_factor
         reason = rng.choice(("copy failed", "canary differs"))
+        turns = self.device.turn(expert)
+        self.expect(self.device.used <= 1.0, f"{self.device.used:.2f} of the device is in use")
+        if turns:
+            swap_ms += 2 * rates.wake_ms * rng.uniform(0.5, 1.0)
+            self.counts["turns of engines"] += 1
+            if broken:
+                reason = "out of memory in wake"
 
         def end() -> None:
             if self.epoch != epoch:
@@ -286,6 +335,7 @@ class World:
             self.note("swap ends", expert)
             self.swapping = None
             if self.faults and broken:
+                self.device.lost(expert)
                 self.retired.add(expert)
                 self.counts["swaps failed"] += 1
                 self.do(self.scheduler.swap_failed(expert, reason, self.now_ms))
@@ -405,6 +455,11 @@ class World:
         self.expect(scheduler.queued_ids == self.waiting, "waiting sets differ")
         bound = config.queue_max + config.in_flight_max
         self.expect(len(self.waiting) <= bound, "the queue is over its bound")
+        late_ms = self.rates.timer_late_ms + 1e-3
+        for name in self.waiting:
+            client = self.clients[name]
+            patient = self.now_ms - client.waiting_since_ms <= client.limit_ms + late_ms
+            self.expect(patient, f"{name} waits beyond what it allowed")
         phase = scheduler.phase
         self.expect((phase is SlotPhase.SWAPPING) == (self.swapping is not None), "swap unknown")
         if phase is SlotPhase.EMPTY:

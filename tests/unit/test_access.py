@@ -15,7 +15,7 @@ from gateway.journal import Decision, Journal, StageNote
 from gateway.keys import Access, Admitted, KeyRecord, RateState, digest_of, key_secret
 from gateway.state.keys import KeyLedger, Order, Refused, Settlement
 from gateway.wire import WireRequest, parse_request
-from policies.types import Caps, Plan, Stage, StreamWindow
+from policies.types import AcceptanceRule, Calibration, Caps, Plan, Stage, StreamWindow
 
 SECRET = key_secret(bytes(32))
 KEY = KeyRecord("key-1", digest_of(SECRET), "k", 0)
@@ -76,7 +76,7 @@ def decision(*, fail_open: bool = False) -> Decision:
         policy="p",
         policy_digest="d",
         category="general",
-        stages=(Stage("a"), Stage("b")),
+        stages=(Stage("a", AcceptanceRule(0.5, Calibration(1.0, 0.0))), Stage("b")),
         caps=Caps(2, 1_000, 60_000.0),
         window=StreamWindow(1, 1.0),
         stage_costs_micro_usd=(3, 4),

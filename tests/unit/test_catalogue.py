@@ -33,15 +33,26 @@ def one(source: str, name: str = "a", rest: str = "") -> str:
 def test_a_full_description_becomes_a_spec() -> None:
     rest = (
         "    capabilities: [chat, logprobs]\n    parameters: 1.5B\n    tags: [eu]\n"
-        "    description: words\n"
+        "    languages: [en, de]\n    description: words\n"
     )
     spec = catalogue(one('{path: "cache:q/a"}', rest=rest), COE_CACHE_DIR="/big/cache").get("a")
     assert spec.kind is SourceKind.WEIGHTS
     assert spec.location == "/big/cache/q/a"
     assert spec.price == Price(150_000, 600_000)
     assert spec.capabilities == {Capability.CHAT, Capability.LOGPROBS}
-    assert spec.tags == {"eu"}
+    assert (spec.tags, spec.languages) == ({"eu"}, {"en", "de"})
     assert (spec.parameters, spec.description) == (1_500_000_000, "words")
+
+
+def test_embeddings_need_a_server() -> None:
+    """An expert host runs generations; a catalogue that promises more would lie."""
+    able = "    capabilities: [embeddings]\n"
+    remote = one("{url: http://h/v1, model: m}", rest=able)
+    assert catalogue(remote).get("a").capabilities == {Capability.EMBEDDINGS}
+    with pytest.raises(ConfigError, match="need a url source"):
+        catalogue(one("{path: models/a}", rest=able))
+    with pytest.raises(ConfigError, match="languages"):
+        catalogue(one("{path: models/a}", rest="    languages: [English]\n"))
 
 
 @pytest.mark.parametrize(

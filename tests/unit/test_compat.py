@@ -8,9 +8,14 @@ from typing import Any
 
 import pytest
 
-from experts.compat import check_compatible, config_differences, resolve_model_folder
+from experts.compat import (
+    check_compatible,
+    config_differences,
+    resolve_model_folder,
+    weights_bytes,
+)
 from experts.errors import ArtifactError
-from experts.vllm_engine import sampling_defaults
+from experts.vllm_serving import sampling_defaults
 
 BASE = {"hidden_size": 64, "rope_theta": 1e4, "vocab_size": 10, "dtype": "bfloat16"}
 
@@ -77,3 +82,37 @@ def test_sampling_defaults_are_the_experts_own(
     if config is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(config))
     assert sampling_defaults(tmp_path) == defaults
+
+
+def test_weights_are_sized_by_their_headers_and_by_what_an_engine_makes_of_them(
+    tmp_path: Path,
+) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {
+        "proj": torch.zeros(4, 8, dtype=torch.bfloat16),
+        "packed": torch.zeros(4, 2, dtype=torch.int32),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert weights_bytes(str(tmp_path)) == 64 + 32
+    assert weights_bytes(str(tmp_path), element_bytes=4) == 128 + 32, "integers stay as they are"
+
+
+def test_a_quantised_checkpoint_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    quantised = {**BASE, "quantization_config": {"quant_method": "compressed-tensors"}}
+    whole = {"a.weight_packed": torch.zeros(4, 1), "a.weight_scale": torch.zeros(4)}
+    folders = {}
+    for name, tensors in (
+        ("base", whole),
+        ("same", whole),
+        ("lacking", {"a.weight_scale": whole["a.weight_scale"]}),
+    ):
+        folders[name] = write(tmp_path / name, quantised)
+        save_file(tensors, Path(folders[name]) / "model.safetensors")
+    check_compatible(folders["base"], folders["same"], expert="same")
+    with pytest.raises(ArtifactError, match=r"a\.weight_packed: missing"):
+        check_compatible(folders["base"], folders["lacking"], expert="lacking")

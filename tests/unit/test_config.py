@@ -134,9 +134,9 @@ def test_examples_load_with_their_policies_and_fit_the_schema(example: str) -> N
     jsonschema.validate(yaml.safe_load(path.read_text()), schema)
 
 
-def test_the_quickstart_is_four_experts_in_the_cache_on_one_host() -> None:
+def test_the_quickstart_is_five_experts_in_the_cache_on_one_host() -> None:
     config = load_config(EXAMPLES / "quickstart" / "coe.yaml", {"COE_CACHE_DIR": "/c"})
-    assert config.catalogue.ids == ("general", "sql", "json", "math")
+    assert config.catalogue.ids == ("general", "sql", "json", "math", "convert")
     assert config.catalogue.get("sql").location == "/c/quickstart/sql"
     assert [host.experts for host in config.hosts] == [config.catalogue.ids]
 
@@ -150,3 +150,13 @@ def test_the_gpu_example_is_the_five_experts_of_the_paper() -> None:
         "meta-llama/Llama-3.1-70B-Instruct",
         "Qwen/Qwen2-72B-Instruct",
     }
+
+
+def test_the_embedder_is_served_only_at_a_price(tmp_path: Path) -> None:
+    assert load(tmp_path, GOOD).router.models == ()
+    priced = load(tmp_path, GOOD + "router: {embeddings: {input_usd_per_mtok: 0.01}}\n").router
+    assert priced.models == ("coe/embedder",)
+    assert priced.embeddings_price is not None
+    assert priced.embeddings_price.cost_micro_usd(1_000_000, 0) == 10_000
+    with pytest.raises(ConfigError, match="input_usd_per_mtok"):
+        load(tmp_path, GOOD + "router: {embeddings: {}}\n")

@@ -11,9 +11,17 @@ def spec(
     context_tokens: int = 100,
     capabilities: frozenset[Capability] = CHAT,
     tags: frozenset[str] = frozenset(),
+    languages: frozenset[str] = frozenset(),
 ) -> ExpertSpec:
     return ExpertSpec(
-        name, SourceKind.SCRIPTED, "echo", Price(), context_tokens, capabilities, tags=tags
+        name,
+        SourceKind.SCRIPTED,
+        "echo",
+        Price(),
+        context_tokens,
+        capabilities,
+        tags=tags,
+        languages=languages,
     )
 
 
@@ -43,3 +51,12 @@ def test_allow_and_deny() -> None:
     assert kept(specs, Needs(CHAT, 1, allow=frozenset({"a", "b"}))) == ("a", "b")
     assert kept(specs, Needs(CHAT, 1, allow=frozenset())) == ()
     assert kept(specs, Needs(CHAT, 1, allow=frozenset("ab"), deny=frozenset("a"))) == ("b",)
+
+
+def test_an_expert_of_other_languages_is_left_out_only_when_the_language_is_known() -> None:
+    specs = [spec("en", languages=frozenset({"en"})), spec("any")]
+    found, exclusions = eligible(specs, Needs(CHAT, 1, language="de"))
+    assert [one.id for one in found] == ["any"]
+    assert exclusions == {"en": "does not speak 'de'"}
+    assert kept(specs, Needs(CHAT, 1)) == ("en", "any")
+    assert kept(specs, Needs(CHAT, 1, language="en")) == ("en", "any")

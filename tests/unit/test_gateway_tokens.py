@@ -31,12 +31,12 @@ async def count(counter: PromptCounter, spec: ExpertSpec, text: str) -> int:
 async def test_a_short_prompt_is_estimated_without_opening_a_tokenizer(tmp_path: Path) -> None:
     spec = expert("a", tmp_path / "nothing here", 4_096)
     text = "word " * 20
-    assert await count(PromptCounter([spec]), spec, text) == estimate_tokens([text], messages=1)
+    assert await count(PromptCounter(), spec, text) == estimate_tokens([text], messages=1)
 
 
 async def test_a_prompt_near_the_bound_is_counted(folder: Path) -> None:
     spec = expert("a", folder, 1_024)
-    counted = await count(PromptCounter([spec]), spec, "word " * 600)
+    counted = await count(PromptCounter(), spec, "word " * 600)
     assert counted == 600 + 8 + 16
     assert estimate_tokens(["word " * 600], messages=1) > 1_000, "the estimate would have refused"
 
@@ -44,7 +44,7 @@ async def test_a_prompt_near_the_bound_is_counted(folder: Path) -> None:
 async def test_without_a_tokenizer_the_estimate_decides(tmp_path: Path) -> None:
     spec = expert("a", tmp_path, 1_024)
     text = "word " * 600
-    assert await count(PromptCounter([spec]), spec, text) == estimate_tokens([text], messages=1)
+    assert await count(PromptCounter(), spec, text) == estimate_tokens([text], messages=1)
 
 
 @pytest.mark.parametrize("text", ["", "abc", "日本語の文章です", "naïve café", "🎉" * 30])

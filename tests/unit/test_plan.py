@@ -10,7 +10,7 @@ from experts.errors import (
 )
 from experts.types import Capability, ExpertSpec, Price, SourceKind, Usage
 from policies.money import actual_cost, settle, worst_case
-from policies.plan import make_plan, plan_single
+from policies.plan import make_plan, plan_in_order
 from policies.types import (
     AcceptanceRule,
     Calibration,
@@ -145,12 +145,23 @@ def test_an_expert_that_cannot_be_judged_is_final() -> None:
 def test_fallbacks_serve_in_the_policys_order_when_the_route_is_empty() -> None:
     pool = [candidate("b", 1), candidate("a", 1), candidate("small", 5, available=False)]
     result = plan(pool, policy(fallbacks=("gone", "a", "b")))
-    assert result.stages == (Stage("a", None),)
+    assert result.stages == (Stage("a", None), Stage("b", None))
     assert result.notes[-1] == "a: fallback, the route has nobody left"
 
 
-def test_fallbacks_are_not_used_while_the_route_has_somebody() -> None:
-    assert names(plan([candidate("large", 100), candidate("spare", 1)])) == ["large"]
+def test_fallbacks_stand_behind_the_route_in_case_it_fails() -> None:
+    pool = [candidate("large", 100), candidate("spare", 1), candidate("dear", 120)]
+    result = plan(pool, policy(fallbacks=("spare", "dear")))
+    assert result.stages == (Stage("large", None), Stage("spare", None), Stage("dear", None))
+    assert result.worst_case_micro_usd == 120, "only one of them will have generated anything"
+    assert names(plan(pool, policy(fallbacks=("spare", "dear")), cost=110)) == ["large", "spare"]
+    assert names(plan(pool, policy(stages=1))) == ["large"], "the cap on stages counts them"
+
+
+def test_a_draft_is_paid_for_before_a_fallback_runs() -> None:
+    pool = [candidate("small", 5), candidate("large", 100), candidate("spare", 110)]
+    assert names(plan(pool, cost=115)) == ["small", "large", "spare"]
+    assert names(plan(pool, cost=114)) == ["small", "large"]
 
 
 def test_nobody_eligible_says_why_for_each() -> None:
@@ -190,9 +201,9 @@ def test_money_that_is_just_enough_is_not_the_obstacle() -> None:
 
 
 def single(one: Candidate, cost: int | None = None, deadline_ms: float | None = None) -> Plan:
-    return plan_single(
+    return plan_in_order(
         policy(),
-        one,
+        [one],
         prompt_tokens=0,
         max_output_tokens=1_000_000,
         overrides=Overrides(cost, deadline_ms),
@@ -207,6 +218,20 @@ def test_a_named_expert_is_that_expert_or_an_error() -> None:
         single(candidate("any", 7), cost=6)
     with pytest.raises(DeadlineUnreachable):
         single(candidate("any", 7, wait_ms=50), deadline_ms=50)
+
+
+def test_named_alternatives_stand_in_for_each_other_within_the_caps() -> None:
+    in_order = [candidate("a", 7), candidate("down", 1, available=False), candidate("b", 3)]
+    made = plan_in_order(
+        policy(),
+        in_order,
+        prompt_tokens=0,
+        max_output_tokens=1_000_000,
+        overrides=Overrides(10, None),
+    )
+    assert made.stages == (Stage("a", None), Stage("b", None))
+    assert made.worst_case_micro_usd == 7
+    assert made.notes == ("down: no live host",)
 
 
 def test_money_rounds_up_per_call_and_settles_both_ways() -> None:

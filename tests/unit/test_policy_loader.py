@@ -11,7 +11,7 @@ from experts.errors import ConfigError
 from policies.loader import dump_policy, load_policy, parse_policy, policy_json_schema
 from policies.types import Calibration, Caps, Policy, Route, StreamWindow
 
-IDS = ("general", "sql", "json", "math")
+IDS = ("general", "sql", "json", "math", "convert")
 GOOD = """\
 version: 1
 description: for tests

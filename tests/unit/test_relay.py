@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from experts.types import Usage
-from gateway.relay import ChunkRelay, logprobs_of, usage_of
+from gateway.choice_logprobs import ChoiceLogprobs
+from gateway.relay import ChunkRelay, usage_of
 
 COE = {"expert": "x"}
 
@@ -80,9 +81,26 @@ def test_logprobs_we_asked_for_are_hidden() -> None:
 
 def test_logprobs_of_both_endpoints_are_read() -> None:
     chat = {"choices": [{"logprobs": {"content": [{"logprob": -1}, {"logprob": -2.0}]}}]}
-    text = {"choices": [{"logprobs": {"token_logprobs": [None, -1.0]}}, {"logprobs": None}]}
-    assert logprobs_of(chat) == (-3.0, 2)
-    assert logprobs_of(text) == (-1.0, 1)
+    text = {"choices": [{"logprobs": {"token_logprobs": [None, -1.0]}}]}
+    assert weakest(chat) == (-3.0, 2)
+    assert weakest(text) == (-1.0, 1)
+
+
+def test_several_choices_are_judged_by_the_weakest() -> None:
+    sure = {"index": 0, "logprobs": {"content": [{"logprob": -0.1}] * 9}}
+    doubtful = {"index": 1, "logprobs": {"content": [{"logprob": -2.0}] * 3}}
+    assert weakest({"choices": [sure, doubtful]}) == (-6.0, 3)
+    stream = ChoiceLogprobs(choices=2)
+    stream.add({"choices": [sure]})
+    assert stream.weakest() == (0.0, 0), "the other choice has said nothing yet"
+    stream.add({"choices": [doubtful | {"finish_reason": "stop"}]})
+    assert stream.weakest() == (-18.0, 9), "a choice that ended keeps no window open"
+
+
+def weakest(body: dict[str, Any]) -> tuple[float, int]:
+    logprobs = ChoiceLogprobs(choices=0)
+    logprobs.add(body)
+    return logprobs.weakest()
 
 
 @pytest.mark.parametrize("usage", [None, 3, {}, {"prompt_tokens": "1"}])

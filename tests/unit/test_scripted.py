@@ -48,7 +48,7 @@ def test_a_wrong_script_is_refused_by_name(text: str, key: str) -> None:
         ({"stop": ["zzz", "three"], "max_tokens": 1}, "one ", "length"),
     ],
 )
-@pytest.mark.parametrize("endpoint", Endpoint)
+@pytest.mark.parametrize("endpoint", [Endpoint.CHAT, Endpoint.COMPLETIONS])
 def test_bounds_of_the_request_are_kept(
     endpoint: Endpoint, request_body: dict[str, Any], text: str, reason: str
 ) -> None:
@@ -62,6 +62,31 @@ def test_bounds_of_the_request_are_kept(
     assert "".join(p["delta"].get("content", "") if "delta" in p else p["text"] for p in parts) == (
         text
     )
+
+
+def test_calls_and_thoughts_come_in_pieces_that_add_up() -> None:
+    script = Script.parse("tool_calls?reasoning=hm", {"arguments": '{"a": 1}'})
+    tools = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
+    body = BODY | {"tools": tools}
+    message = render_reply(script, Endpoint.CHAT, body, "m")["choices"][0]["message"]
+    chunks = [msgspec.json.decode(c) for c in render_chunks(script, Endpoint.CHAT, body, "m")]
+    deltas = [c["choices"][0]["delta"] for c in chunks]
+    assert [d["reasoning_content"] for d in deltas if "reasoning_content" in d] == ["hm"]
+    assert message["reasoning_content"] == "hm"
+    sent = ["", ""]
+    for delta in deltas:
+        for call in delta.get("tool_calls", ()):
+            sent[call["index"]] += call["function"]["arguments"]
+    assert sent == [call["function"]["arguments"] for call in message["tool_calls"]]
+
+
+def test_embeddings_depend_on_the_text_alone() -> None:
+    body = {"input": ["x", "y", "x"], "dimensions": 4}
+    one, other, again = (
+        item["embedding"] for item in render_reply(Script(), Endpoint.EMBEDDINGS, body, "m")["data"]
+    )
+    assert one == again != other
+    assert math.hypot(*one) == pytest.approx(1.0)
 
 
 async def test_the_pace_is_slept_between_tokens_not_before_the_first() -> None:

@@ -35,7 +35,7 @@ def test_the_quickstart_is_one_host_without_gpus() -> None:
     (host,) = replicas(application("quickstart.yaml"))
     assert host.name == "expert-host-local"
     assert host.ray_actor_options["num_gpus"] == 0
-    assert list(host.init_args[1]) == ["general", "sql", "json", "math"]
+    assert list(host.init_args[1]) == ["general", "sql", "json", "math", "convert"]
 
 
 def test_the_gpu_example_asks_for_the_gpus_of_each_engine() -> None:

@@ -22,7 +22,7 @@ from gateway.journal import Journal
 from gateway.service import Clock, GatewayService, ServiceLimits, build_service
 from gateway.wire import WireRequest, parse_request
 from policies.live import PolicySet
-from policies.types import Calibration, Candidate, Caps, Policy, Route, StreamWindow
+from policies.types import Calibration, Candidate, Caps, PerQuery, Policy, Route, StreamWindow
 
 
 @dataclass
@@ -193,6 +193,47 @@ async def test_a_streamed_draft_is_not_aborted_when_nothing_can_follow() -> None
     assert text == "t0 t1 t2 t3 t4 t5 "
 
 
+@pytest.mark.parametrize("tokens", [2, 6])
+async def test_a_draft_that_was_read_to_its_end_costs_what_the_expert_counted(tokens: int) -> None:
+    draft = f"tokens?count={tokens}&confidence=0.2"
+    chosen = policy("a", "b", window=StreamWindow(tokens=100, hold_ms=1_000.0))
+    made = world(chosen, a=draft, b=SURE)
+    await stream(made)
+    # Two prompt words: an estimate of the prompt would be ten times that.
+    assert [s["cost_micro_usd"] for s in made.records[0]["stages"]] == [2 + tokens, 8]
+
+
+async def test_a_doubtful_draft_that_is_served_costs_what_the_expert_counted() -> None:
+    made = world(policy("a", "b"), a=WEAK, b=SURE)
+    made.backends["a"].event_ms = 11_000.0
+    await stream(made)
+    (record,) = made.records
+    assert (record["cost_micro_usd"], record["output_tokens"]) == (8, 6)
+
+
+async def test_a_stream_that_is_no_json_is_the_expert_s_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = world(policy("a", "b"), a=WEAK, b=SURE)
+    open_stream = Fake.stream
+
+    def garbled(self: Fake, call: ExpertCall) -> Any:
+        if call.expert == "a":
+            monkeypatch.setattr(_FakeStream, "__aiter__", _garbage)
+        else:
+            monkeypatch.undo()
+        return open_stream(self, call)
+
+    monkeypatch.setattr(Fake, "stream", garbled)
+    chunks = await stream(made)
+    assert {chunk["model"] for chunk in chunks} == {"b"}
+    assert made.records[0]["stages"][0]["error"] == "ExpertFailed"
+
+
+async def _garbage(_: _FakeStream) -> AsyncIterator[bytes]:
+    yield b'{"choices": ['
+
+
 async def test_a_silent_draft_is_judged_when_the_window_s_time_is_over() -> None:
     window = StreamWindow(tokens=100, hold_ms=20.0)
     made = world(policy("a", "b", window=window), a=WEAK, b=SURE)
@@ -213,6 +254,7 @@ async def test_stage_calls_carry_the_plan_s_bounds() -> None:
     assert (first.body["max_tokens"], first.body["logprobs"]) == (50, True)
     assert "logprobs" not in second.body, "nothing judges the last stage"
     assert second.request_id == "r1"
+    assert (first.likely_next, second.likely_next) == ("b", None)
 
 
 async def test_the_caller_s_own_bounds_are_kept() -> None:
@@ -290,3 +332,55 @@ async def test_the_context_bound_names_the_longest_context() -> None:
         await ask(made, messages=[{"role": "user", "content": "word " * 100}])
     assert error.value.limit_tokens == 60
     assert made.backends["a"].calls == []
+
+
+def per_query_policy(price_of_money: float = 0.0) -> Policy:
+    """``a`` is the weaker expert whose answer shows how good it is; ``b`` is worth 0.65."""
+    table = {"general": {"a": 0.6, "b": 0.65}}
+    rule = PerQuery(price_of_money, 0.0, 50, table, confidence_sd={"a": 0.3})
+    return policy("b", per_query=rule)
+
+
+@pytest.mark.parametrize(("draft", "served"), [(WEAK, "b"), (SURE, "a")])
+async def test_a_per_query_plan_escalates_by_the_next_expert_s_value(
+    draft: str, served: str
+) -> None:
+    made = world(per_query_policy(), a=draft, b=SURE)
+    assert (await ask(made))["model"] == served
+    chunks = await stream(world(per_query_policy(), a=draft, b=SURE))
+    assert {chunk["model"] for chunk in chunks} == {served}
+
+
+async def test_per_query_terms_are_explained_without_a_call() -> None:
+    made = world(per_query_policy(100.0), a=WEAK, b=SURE)
+    with made.service.journal("route", "r1") as journal:
+        view = await made.service.explain(request(), journal)
+    by_expert = {terms["expert"]: terms for terms in view["terms"]}
+    assert set(by_expert) == {"a", "b"}
+    b = by_expert["b"]
+    assert b["money_term"] == pytest.approx(100.0 * b["expected_cost_usd"], abs=1e-4)
+    expected = b["quality"] - b["money_term"] - b["latency_term"]
+    assert b["value"] == pytest.approx(expected, abs=1e-3)
+    assert b["quality_from"] == "policy"
+    assert made.backends["a"].calls == []
+
+
+async def test_embeddings_are_neither_judged_nor_explored() -> None:
+    made = world(policy("a", "b", explore_share=1.0), a="echo", b="echo")
+    for _ in range(8):
+        asked = parse_request(b'{"model":"auto","input":"one two"}', Endpoint.EMBEDDINGS)
+        with made.service.journal("embeddings", "r1") as journal:
+            await made.service.complete(asked, journal)
+    assert len(made.backends["a"].calls) == 8
+    assert "logprobs" not in made.backends["a"].calls[0].body
+    assert made.backends["b"].calls == []
+
+
+async def test_each_prompt_of_a_list_has_the_whole_context_to_itself() -> None:
+    made = world(policy("a"), context_tokens=100, a="echo")
+    body = {"model": "auto", "prompt": ["word " * 6] * 10, "max_tokens": 5}
+    asked = parse_request(json.dumps(body).encode(), Endpoint.COMPLETIONS)
+    with made.service.journal("completions", "r1") as journal:
+        await made.service.complete(asked, journal)
+    assert journal.decision is not None
+    assert journal.decision.prompt_tokens > 100, "all of them are paid for"

@@ -48,7 +48,7 @@ def test_the_command_writes_what_it_shows(tmp_path: Path) -> None:
     assert result["runtime_s"] >= 0
     page = (report / "simulate.html").read_text()
     drawings = re.findall(r"<svg.*?</svg>", page)
-    assert len(drawings) == 3
+    assert len(drawings) == 1 + 5 + len(POLICIES)
     for drawing in drawings:
         xml.dom.minidom.parseString(drawing)
     assert "http" not in page

@@ -139,3 +139,19 @@ def test_demand_in_two_sums_is_the_demand_counted_one_by_one(
     expected = sum(2.0**r.priority * (1 + (now_ms - r.arrived_ms) / 1_000) for r in stays)
     assert lane.demand(now_ms, 1_000) == pytest.approx(expected, rel=1e-6, abs=1e-6)
     assert lane.head_ms == (stays[0].arrived_ms if stays else math.inf)
+
+
+def test_a_turn_to_a_sleeping_engine_is_weighed_by_what_such_turns_took() -> None:
+    """In place and between engines are measured apart, and every lane shows what holds now."""
+    scheduler = Scheduler(
+        CONFIG, ("a", "b", "w", "x"), "a", {"a": "1", "b": "1", "w": "2", "x": "2"}
+    )
+    for at, (expert, swap_ms) in enumerate([("b", 50), ("w", 3_000), ("x", 60), ("a", 2_000)]):
+        now_ms = 4_000 * at
+        scheduler.arrive(expert, expert, now_ms=now_ms)
+        scheduler.swap_done(expert, now_ms + swap_ms, swap_ms)
+        scheduler.finish(expert, now_ms + swap_ms)
+    shown = scheduler.snapshot()
+    assert dict(shown.swap_ms) == {"b": 50, "w": 3_000, "x": 3_000}
+    assert scheduler.expected_wait_ms("x", 14_500) == 3_000
+    assert scheduler.expected_wait_ms("b", 14_500) < 100

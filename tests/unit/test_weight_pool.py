@@ -10,6 +10,7 @@ from experts.weight_pool import (
     PoolError,
     TensorLayout,
     WeightPool,
+    chunk_pairs,
     swappable_tensors,
 )
 
@@ -77,11 +78,11 @@ def test_the_pool_keeps_its_own_copy() -> None:
 def test_the_digest_tells_weights_apart_to_the_bit() -> None:
     a = Tied(1)
     pool = pool_of(("a", a))
-    first = pool.snapshot("a", tensors_of(a), cost_s=1.0).digest()
-    assert pool.snapshot("again", tensors_of(Tied(1)), cost_s=1.0).digest() == first
+    first = pool.snapshot("a", tensors_of(a), cost_s=1.0).digest
+    assert pool.snapshot("again", tensors_of(Tied(1)), cost_s=1.0).digest == first
     with torch.no_grad():
         a.inner.bias[0] = torch.nextafter(a.inner.bias[0], torch.tensor(9.0))
-    assert pool.snapshot("a", tensors_of(a), cost_s=1.0).digest() != first
+    assert pool.snapshot("a", tensors_of(a), cost_s=1.0).digest != first
 
 
 def test_a_full_pool_gives_up_its_least_valuable_entry_and_reuses_the_buffer() -> None:
@@ -132,3 +133,33 @@ def test_entries_are_aligned_for_the_device() -> None:
     layout = TensorLayout.of(tensors_of(Tied(1)))
     assert all(slot.offset_bytes % 256 == 0 for slot in layout.slots)
     assert layout.payload_bytes <= layout.total_bytes
+
+
+def test_chunks_cover_every_byte_once_whatever_their_size() -> None:
+    a, b = tensors_of(Tied(1)), tensors_of(Tied(2))
+    for chunk_bytes in (3, 16, 1 << 20):
+        for tensor in b.values():
+            tensor.zero_()
+        pairs = list(chunk_pairs(a, b, chunk_bytes))
+        assert max(place.numel() for _, place in pairs) <= chunk_bytes
+        assert sum(place.numel() for _, place in pairs) == sum(t.nbytes for t in b.values())
+        for chunk, place in pairs:
+            place.copy_(chunk)
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_room_for_another_comes_from_the_least_valuable_and_never_from_what_is_kept() -> None:
+    a, b = Tied(1), Tied(2)
+    size = TensorLayout.of(tensors_of(a)).total_bytes
+    pool = pool_of(("a", a), ("b", b), limit_bytes=2 * size)
+    assert pool.reserve(keep=("a", "b")) is None
+    lent = pool.reserve(keep=("a",))
+    assert lent is not None
+    assert set(pool) == {"a"}, "b gave way"
+    assert pool.used_bytes == 2 * size
+    assert pool.reserve(keep=("a",)) is None, "what is lent is not lent twice"
+    pool.give_back(lent)
+    again = pool.reserve(keep=("a",))
+    assert again is lent, "memory is page-locked once"
+    pool.install("c", again, cost_s=1.0)
+    assert set(pool) == {"a", "c"}

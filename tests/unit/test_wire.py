@@ -88,6 +88,40 @@ def test_the_tighter_output_bound_counts_and_choices_multiply() -> None:
     assert parse_request(ids, Endpoint.COMPLETIONS).prompt_ids == 3
 
 
+def test_parallel_calls_are_a_need_only_when_asked_for_with_tools() -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert Capability.PARALLEL_TOOLS in chat(tools=tools, parallel_tool_calls=True).capabilities
+    assert Capability.PARALLEL_TOOLS not in chat(tools=tools).capabilities
+    assert Capability.PARALLEL_TOOLS not in chat(parallel_tool_calls=True).capabilities
+    assert Capability.AUDIO in chat(modalities=["text", "audio"]).capabilities
+
+
+def test_a_list_of_models_leaves_the_body_and_may_stand_in_for_the_model() -> None:
+    request = chat(models=["a", "b", "a"])
+    assert (request.model, request.models) == ("auto", ("a", "b"))
+    assert "models" not in request.body
+    assert chat(model="", models=["a"]).model == "a"
+    assert chat(coe={"models": ["x"]}).models == ("x",)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"input": []}, "input"),
+        ({"input": ""}, "input"),
+        ({"input": ["x", ""]}, "input"),
+        ({"input": ["x"] * 2049}, "input"),
+        ({"input": "x", "encoding_format": "hex"}, "encoding_format"),
+        ({"input": "x", "dimensions": 0}, "dimensions"),
+        ({"input": "x", "stream": True}, "stream"),
+    ],
+)
+def test_inputs_that_cannot_be_embedded_are_refused(body: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        parse_request(json.dumps({"model": "e"} | body).encode(), Endpoint.EMBEDDINGS)
+    assert error.value.field_name == field
+
+
 def test_coe_options_leave_the_body_and_become_bounds() -> None:
     request = chat(
         coe={
@@ -96,6 +130,8 @@ def test_coe_options_leave_the_body_and_become_bounds() -> None:
             "policy": "cheap",
             "allow": ["a"],
             "deny": ["b"],
+            "tags": ["eu"],
+            "language": "de-AT",
             "session_id": "s",
             "explain": True,
         }
@@ -104,6 +140,7 @@ def test_coe_options_leave_the_body_and_become_bounds() -> None:
     coe = request.coe
     assert coe.overrides.max_cost_micro_usd == 1, "rounded down: a cap is never widened"
     assert (coe.overrides.deadline_ms, coe.policy, coe.explain) == (1500.0, "cheap", True)
+    assert (coe.tags, coe.language) == (frozenset({"eu"}), "de")
     assert (coe.allow, coe.deny, coe.session_id) == (frozenset("a"), frozenset("b"), "s")
 
 
@@ -115,6 +152,8 @@ def test_coe_options_leave_the_body_and_become_bounds() -> None:
         ({"max_cost_usd": -1}, "coe.max_cost_usd"),
         ({"allow": "a"}, "coe.allow"),
         ({"session_id": ""}, "coe.session_id"),
+        ({"language": "Deutsch!"}, "coe.language"),
+        ({"models": []}, "coe.models"),
         ({"explain": 1}, "coe.explain"),
         ({"zzz": 1}, "coe.zzz"),
     ],
@@ -145,6 +184,7 @@ KNOWN = st.sampled_from(
     (
         *("model", "messages", "prompt", "stream", "stream_options", "n", "best_of", "max_tokens"),
         *("logprobs", "top_logprobs", "tools", "stop", "temperature", "response_format", "coe"),
+        *("models", "input", "encoding_format", "dimensions", "modalities", "parallel_tool_calls"),
     )
 )
 
@@ -161,12 +201,12 @@ def taken_or_refused(raw: bytes, endpoint: Endpoint) -> WireRequest | str:
 def test_any_json_is_either_taken_or_refused_by_name(
     body: dict[str, Any], endpoint: Endpoint
 ) -> None:
-    full = {"model": "auto", "messages": [USER], "prompt": "x"} | body
+    full = {"model": "auto", "messages": [USER], "prompt": "x", "input": "x"} | body
     result = taken_or_refused(json.dumps(full).encode(), endpoint)
     if isinstance(result, str):
         assert result in {*full, ""}
     else:
-        assert {k: v for k, v in full.items() if k != "coe"} == result.body
+        assert {k: v for k, v in full.items() if k not in ("coe", "models")} == result.body
 
 
 @given(

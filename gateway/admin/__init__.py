@@ -1,0 +1,1 @@
+"""The admin API and the console: what operators see and change, on a port of its own."""

@@ -1,0 +1,66 @@
+"""The evidence in a draft: the log-probabilities of its choices' tokens. Pure.
+
+A request for several choices gets all of them or none, so the weakest one decides: a long, sure
+choice must not cover up for a doubtful one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+__all__ = ["ChoiceLogprobs"]
+
+
+@dataclass(slots=True)
+class _Choice:
+    total: float = 0.0
+    count: int = 0
+    finished: bool = False
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count
+
+
+@dataclass(slots=True)
+class ChoiceLogprobs:
+    """Collects; ``choices`` is how many the stream will have (a whole answer shows its own)."""
+
+    choices: int = 1
+    _by_index: dict[int, _Choice] = field(default_factory=dict)
+
+    def add_payloads(self, payloads: Iterable[bytes]) -> None:
+        for payload in payloads:
+            self.add(msgspec.json.decode(payload))
+
+    def add(self, body: Mapping[str, Any]) -> None:
+        """A whole body, or a chunk of either endpoint."""
+        for position, choice in enumerate(body.get("choices") or ()):
+            one = self._by_index.setdefault(choice.get("index", position), _Choice())
+            one.finished = one.finished or choice.get("finish_reason") is not None
+            logprobs = choice.get("logprobs")
+            if isinstance(logprobs, dict):
+                values = [t.get("logprob") for t in logprobs.get("content") or ()]  # chat
+                values += logprobs.get("token_logprobs") or ()  # completions; null if echoed
+                numbers = [v for v in values if isinstance(v, int | float)]
+                one.total += sum(numbers)
+                one.count += len(numbers)
+
+    def weakest(self) -> tuple[float, int]:
+        """Sum and count at the weakest choice's mean; (0, 0) while a choice has said nothing.
+
+        The count is that of the shortest choice that still runs: the window is full when it is full
+        for each of them.
+        """
+        seen = self._by_index.values()
+        if not seen or len(seen) < self.choices or any(not one.count for one in seen):
+            return 0.0, 0
+        running = [one.count for one in seen if not one.finished]
+        count = min(running) if running else max(one.count for one in seen)
+        weakest = min(seen, key=lambda one: one.mean)
+        # Of a single choice, its very sum: dividing and multiplying would change the last digit.
+        return (weakest.total if weakest.count == count else weakest.mean * count), count

@@ -1,0 +1,180 @@
+"""What a client may cost before and beside its request: bounds that uvicorn does not have.
+
+The server's protocol, with a limit on the size of a request's head, times within which head and
+body have to be there, a number of connections, and a time within which a client that does not read
+has to make room. None of it costs the usual request more than a few comparisons and one timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+__all__ = ["BoundedHttpProtocol", "ConnectionLimits", "protocol_with"]
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """``header_timeout_ms``: from a request's first byte (or the connection's begin) to the end of
+    its head. ``body_timeout_ms``: from there to the end of its body. ``stalled_write_ms``: how long
+    a full send buffer may stay full, while an expert goes on generating. ``keep_alive_s``: how long
+    an idle connection stays open.
+    """
+
+    header_bytes: int = 32 * 1024
+    header_timeout_ms: float = 10_000.0
+    body_timeout_ms: float = 30_000.0
+    stalled_write_ms: float = 30_000.0
+    keep_alive_s: int = 5
+    connections: int = 4_096
+
+
+def protocol_with(limits: ConnectionLimits) -> type[BoundedHttpProtocol]:
+    """The protocol class to give to uvicorn."""
+    return type("LimitedHttpProtocol", (BoundedHttpProtocol,), {"limits": limits})
+
+
+class BoundedHttpProtocol(HttpToolsProtocol):
+    """One connection. A request that arrives in one piece arms no timer but the connection's."""
+
+    limits = ConnectionLimits()
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._in_head = self._in_body = self._refused = False
+        self._head_bytes = 0
+        self._arriving: asyncio.TimerHandle | None = None  # a head or a body is under way
+        self._stalled: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.connections:
+            self._refuse(503, "too_many_connections")
+        else:
+            self._expect(self.limits.header_timeout_ms, self._head_is_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._arrived()
+        self._stop_stalled()
+        super().connection_lost(exc)
+
+    # --- a request's way in ----------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > self.limits.header_bytes:
+                self._refuse(431, "headers_too_large")
+                return
+        if self._arriving is not None:
+            return
+        if self._in_body:
+            self._expect(self.limits.body_timeout_ms, self._body_is_late)
+        elif self._is_idle():
+            # Not even a head's first byte need be there: a client may trickle empty lines.
+            self._expect(self.limits.header_timeout_ms, self._head_is_late)
+
+    def on_message_begin(self) -> None:
+        self._in_head, self._head_bytes = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head, self._in_body = False, True
+        self._arrived()
+        # A large head that came in one piece has not been counted.
+        sent = sum(len(name) + len(value) for name, value in self.headers) + len(self.url)
+        if sent > self.limits.header_bytes:
+            self._refuse(431, "headers_too_large")
+            return
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if not self._refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        self._arrived()
+        if not self._refused:
+            super().on_message_complete()
+
+    def _is_idle(self) -> bool:
+        return self._in_head or self.cycle is None or self.cycle.response_complete
+
+    def _expect(self, within_ms: float, late: Callable[[], None]) -> None:
+        self._arriving = self.loop.call_later(within_ms / 1000.0, late)
+
+    def _arrived(self) -> None:
+        if self._arriving is not None:
+            self._arriving.cancel()
+            self._arriving = None
+
+    def _head_is_late(self) -> None:
+        self._arriving = None
+        if self._in_head:
+            self._refuse(408, "request_timeout")
+        else:
+            self.transport.close()
+
+    def _body_is_late(self) -> None:
+        self._arriving = None
+        if self.cycle.response_started:
+            self.transport.close()
+        else:
+            self._refuse(408, "request_timeout")
+
+    def _refuse(self, status: int, code: str) -> None:
+        """Answer without the application, which sees a client that has left, and hang up."""
+        self._refused = True
+        self._arrived()
+        if self.transport.is_closing():
+            return
+        phrase = HTTPStatus(status).phrase
+        kind = "overloaded_error" if status >= 500 else "invalid_request_error"
+        error = {"message": f"{phrase}.", "type": kind, "param": None, "code": code}
+        body = msgspec.json.encode({"error": error})
+        head = (
+            f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+    # --- a client that does not read -------------------------------------------------------------
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._stalled is None:
+            wait_s = self.limits.stalled_write_ms / 1000.0
+            self._stalled = self.loop.call_later(wait_s, self._hang_up)
+
+    def resume_writing(self) -> None:
+        self._stop_stalled()
+        super().resume_writing()
+
+    def _hang_up(self) -> None:
+        """Not ``close``: that would wait for the very buffer that does not empty."""
+        self._stalled = None
+        self.transport.abort()
+
+    def _stop_stalled(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None

@@ -1,0 +1,132 @@
+"""Clients that send too much, too slowly, or never read: on real sockets, with small bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import uvicorn
+
+from gateway.http_protocol import ConnectionLimits, protocol_with
+from tests.contract.gateway_kit import EmbeddedServer, Gateway, eventually, make_gateway, spec
+
+SMALL = ConnectionLimits(
+    header_bytes=2_048,
+    header_timeout_ms=80,
+    body_timeout_ms=80,
+    stalled_write_ms=80,
+    connections=3,
+)
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+BODY = b'{"model":"echo","messages":[{"role":"user","content":"hello"}]}'
+GET = b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+def post(body: bytes) -> bytes:
+    return HEAD + b"content-length: %d\r\n\r\n" % len(body) + body
+
+
+@asynccontextmanager
+async def limited(gateway: Gateway) -> AsyncIterator[tuple[str, int]]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8_192)  # connections inherit it
+    server = EmbeddedServer(gateway.app)
+    server.config = uvicorn.Config(
+        gateway.app, http=protocol_with(SMALL), ws="none", loop="none", log_config=None
+    )
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    await server.ready.wait()
+    try:
+        yield listener.getsockname()
+    finally:
+        server.should_exit = True
+        await task
+        listener.close()
+
+
+async def said(address: tuple[str, int], *pieces: bytes, pause_s: float = 0.0) -> bytes:
+    """Everything that comes back until the server hangs up."""
+    reader, writer = await asyncio.open_connection(*address)
+    reading = asyncio.create_task(_read(reader))
+    for piece in pieces:
+        if reading.done():  # it has hung up: writing on would only provoke a reset
+            break
+        writer.write(piece)
+        await asyncio.sleep(pause_s)
+    async with asyncio.timeout(5):
+        answer = await reading
+    writer.close()
+    return answer
+
+
+async def _read(reader: asyncio.StreamReader) -> bytes:
+    """To the end, also to one that is a reset because we were still writing."""
+    found = b""
+    with contextlib.suppress(ConnectionResetError):
+        while part := await reader.read(65_536):
+            found += part
+    return found
+
+
+async def test_heads_and_bodies_have_a_size_and_a_time(tmp_path: Path) -> None:
+    gateway = make_gateway(tmp_path, [spec("echo")])
+    large = b"x-filler: " + b"a" * 3_000 + b"\r\n"
+    async with limited(gateway) as address:
+        for whole in (HEAD + large + b"\r\n", HEAD + large):  # complete, or not
+            assert b"431 Request Header Fields Too Large" in await said(address, whole)
+        assert b"408 Request Timeout" in await said(address, HEAD)
+        assert await said(address) == b""
+        assert b"408 Request Timeout" in await said(address, post(BODY)[:-10])
+        # Piece by piece, each in time, but not all of it. The answer may get lost in the reset.
+        slow = [HEAD[n : n + 4] for n in range(0, len(HEAD), 4)]
+        assert b"200" not in await said(address, *slow, post(BODY)[len(HEAD) :], pause_s=0.01)
+        # Empty lines are no head either.
+        answered = await said(address, GET, *[b"\r\n"] * 15, pause_s=0.01)
+        assert answered.count(b"HTTP/1.1") == 1
+        assert b"200 OK" in answered
+    assert not gateway.scripted("echo").calls
+
+
+async def test_the_refusals_are_in_the_shape_of_all_errors(tmp_path: Path) -> None:
+    async with limited(make_gateway(tmp_path, [spec("echo")])) as address:
+        answer = await said(address, HEAD)
+    assert b'"error":{"message":"Request Timeout."' in answer
+    assert b'"code":"request_timeout"' in answer
+
+
+async def test_who_behaves_notices_nothing(tmp_path: Path) -> None:
+    gateway = make_gateway(tmp_path, [spec("echo", "tokens?count=8&delay_ms=25")])
+    close = post(BODY).replace(b"host: x\r\n", b"host: x\r\nconnection: close\r\n")
+    async with limited(gateway) as address:
+        # The answer takes longer than head and body may; two requests use one connection.
+        answered = await said(address, post(BODY) + close)
+    assert answered.count(b"200 OK") == 2
+
+
+async def test_connections_have_a_number(tmp_path: Path) -> None:
+    async with limited(make_gateway(tmp_path, [spec("echo")])) as address:
+        held = [await asyncio.open_connection(*address) for _ in range(SMALL.connections)]
+        assert b"503 Service Unavailable" in await said(address, GET)
+        for _, writer in held:
+            writer.close()
+
+
+async def test_a_stream_that_nobody_reads_is_ended_at_the_expert_too(tmp_path: Path) -> None:
+    gateway = make_gateway(
+        tmp_path, [spec("echo", "tokens?count=40000&delay_ms=0", context_tokens=10**6)]
+    )
+    body = BODY.replace(b"{", b'{"stream":true,"max_tokens":30000,', 1)
+    async with limited(gateway) as address:
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        client.connect(address)
+        client.sendall(post(body))
+        await eventually(lambda: bool(gateway.journals), within_s=20)
+        client.close()
+    (journal,) = gateway.journals
+    assert journal.outcome == "client_closed"
+    assert 0 < journal.stages[0].usage.output_tokens < 30_000
