@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -22,16 +23,19 @@ import uvicorn
 
 from deployments.host_config import HostConfig
 from deployments.host_http import HostPort, ServingEngine
+from deployments.host_tracing import HostSpans
 from deployments.registry import HostRecord, HostRegistry
 from deployments.swap.core import SchedulerConfig
 from deployments.swap.driver import SlotDriver, SwapReport
 from experts.compat import resolve_model_folder
+from experts.engine_group import EngineGroup
 from experts.errors import ArtifactError, CoeError, StateUnavailable
-from experts.vllm_engine import EngineSettings, SwappableEngine
+from experts.tracing import Tracing, open_tracing
+from experts.vllm_engine import EngineSettings
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_MS = 500
+HEARTBEAT_MS = 100  # the choice of host is as good as what it knows of queues
 HEARTBEAT_TTL_MS = 3_000
 BODY_BYTES_MAX = 8 << 20
 
@@ -52,24 +56,30 @@ class HostEngine(ServingEngine, Protocol):
 class EngineActuator:
     """Lets the slot's driver move weights; turns the engine's report into the scheduler's."""
 
-    def __init__(self, engine: SwappableEngine) -> None:
+    def __init__(self, engine: EngineGroup) -> None:
         self._engine = engine
 
     async def make_resident(self, expert: str) -> SwapReport:
         report = await self._engine.make_resident(expert)
+        swap = report.swap
         log.info(
             "swapped",
             extra={
                 "expert": expert,
-                "swap_ms": round(report.swap_ms, 1),
-                "canary_ms": round(report.canary_ms, 1),
+                "way": report.way,
+                "source": swap.source,
+                "turn_ms": round(report.turn_ms, 1),
+                "swap_ms": round(swap.swap_ms, 1),
+                "canary_ms": round(swap.canary_ms, 1),
             },
         )
         return SwapReport(
-            expert=report.expert,
-            copy_ms=report.swap_ms,
-            canary_ms=report.canary_ms,
-            bytes=report.bytes,
+            expert=expert,
+            copy_ms=swap.swap_ms,
+            canary_ms=swap.canary_ms,
+            bytes=swap.bytes,
+            way=report.way,
+            turn_ms=report.turn_ms,
         )
 
 
@@ -98,9 +108,10 @@ class ExpertHost:
         self._bind_host = bind_host
         self._version = version
         self._progress = progress
-        self._engine: SwappableEngine | None = None
+        self._engine: EngineGroup | None = None
         self._driver: SlotDriver | None = None
         self._server: uvicorn.Server | None = None
+        self._tracing: Tracing | None = None
         self._serving: asyncio.Task[None] | None = None
         self._heartbeat: asyncio.Task[None] | None = None
         self._out_of_service: dict[str, str] = {}
@@ -118,7 +129,7 @@ class ExpertHost:
         return self._driver
 
     @property
-    def engine(self) -> SwappableEngine:
+    def engine(self) -> EngineGroup:
         assert self._engine is not None, "the host is not started"
         return self._engine
 
@@ -143,8 +154,11 @@ class ExpertHost:
         notes: asyncio.Queue[str] = asyncio.Queue()
         reporter = asyncio.create_task(self._report(notes))
         try:
-            self._engine, refused = await SwappableEngine.start(
-                folders, _engine_settings(self._config), progress=notes.put_nowait
+            self._engine, refused = await EngineGroup.start(
+                folders,
+                _engine_settings(self._config),
+                engines_max=self._config.engines_max,
+                progress=notes.put_nowait,
             )
         finally:
             reporter.cancel()
@@ -176,6 +190,8 @@ class ExpertHost:
             EngineActuator(self.engine),
             clock=lambda: time.monotonic() * 1000,
             resident=self.engine.resident,
+            engines=self.engine.engine_of,
+            prefetcher=self.engine,
         )
         self._driver.on_change = self._changed.set
         await self._driver.start()
@@ -183,6 +199,8 @@ class ExpertHost:
             self._driver.retire(expert, reason)
 
     async def _open_port(self) -> None:
+        self._tracing = open_tracing("coe-host", os.environ)
+        tracer = None if self._tracing is None else self._tracing.tracer
         port = HostPort(
             host_id=self.host_id,
             engine=self.engine,
@@ -190,6 +208,7 @@ class ExpertHost:
             experts=tuple(self._locations),
             token=self._token,
             body_bytes_max=BODY_BYTES_MAX,
+            spans=HostSpans(tracer, self.host_id),
         )
         listener = socket.create_server((self._bind_host, self._config.port))
         self._url = f"http://{self._advertise_host}:{listener.getsockname()[1]}"
@@ -268,6 +287,8 @@ class ExpertHost:
         if self._server is not None and self._serving is not None:
             self._server.should_exit = True
             await asyncio.gather(self._serving, return_exceptions=True)
+        if self._tracing is not None:
+            await self._tracing.aclose()
         if self._engine is not None:
             await asyncio.to_thread(self._engine.shutdown)
 

@@ -17,7 +17,8 @@ Milliseconds = Annotated[int, Field(ge=0, le=86_400_000)]
 
 
 class EngineSection(Section):
-    """The one vLLM engine of a host; every expert of the host runs in it."""
+    """How a host runs vLLM: one engine for all experts of one architecture. Sizes are per engine;
+    engines of several architectures take turns on the device."""
 
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
     max_model_len: int = Field(2048, ge=16, le=10_000_000)
@@ -64,10 +65,15 @@ class CanarySection(Section):
 
 
 class HostConfig(Section):
-    """One accelerator slot and the experts it may hold; they share one architecture."""
+    """One accelerator slot and the experts it may hold.
+
+    Experts of one architecture share an engine; one more engine runs for each other architecture,
+    asleep while it is not needed, up to ``engines_max``.
+    """
 
     name: Identifier
     experts: tuple[str, ...] = Field(min_length=1)
+    engines_max: int = Field(4, ge=1, le=16)
     engine: EngineSection = EngineSection()
     pool: PoolSection = PoolSection()
     scheduler: SchedulerSection = SchedulerSection()

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from deployments.choose_host import is_resident
-from deployments.host_record import HostRecord, RegistrySnapshot
+from deployments.host_record import EMPTY, SERVING, SWAPPING, HostRecord, RegistrySnapshot
 from experts.errors import StateUnavailable
 
 log = logging.getLogger(__name__)
@@ -45,12 +45,20 @@ def add_dispatched(record: HostRecord, sent: Mapping[str, int]) -> HostRecord:
     """The record as it will be when the host has seen these requests too (expert -> how many).
 
     A burst between two heartbeats spreads over hosts where its expert is resident, and stays
-    together where it is not, for there it is one swap that serves all of it.
+    together where it is not, for there it is one swap that serves all of it. A slot out of work
+    turns at once, so whoever asks for its resident after that finds it gone.
     """
     running = sum(count for expert, count in sent.items() if is_resident(record, expert))
     waiting = Counter(record.queue_depths)
     waiting.update({e: count for e, count in sent.items() if not is_resident(record, e)})
+    if waiting.total() and _is_idle(record) and not running:
+        record = replace(record, resident=None, slot_state=SWAPPING)
     return replace(record, in_flight=record.in_flight + running, queue_depths=dict(waiting))
+
+
+def _is_idle(record: HostRecord) -> bool:
+    at_rest = record.slot_state in (SERVING, EMPTY)
+    return at_rest and record.in_flight == 0 and not any(record.queue_depths.values())
 
 
 class HostDirectory:
@@ -67,8 +75,8 @@ class HostDirectory:
         self,
         registry: HostSource,
         *,
-        refresh_ms: float = 500,
-        min_refresh_ms: float = 100,
+        refresh_ms: float = 100,
+        min_refresh_ms: float = 50,
         grace_ms: float = 6_000,
         wall_ms: Callable[[], float] = lambda: time.time() * 1000,
         mono_ms: Callable[[], float] = lambda: time.monotonic() * 1000,

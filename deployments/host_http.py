@@ -24,6 +24,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from deployments.host_tracing import HostSpans
 from deployments.swap.driver import Lease, SlotDriver
 from experts.errors import (
     AuthenticationFailed,
@@ -39,6 +40,7 @@ from experts.errors import (
     UnknownModel,
 )
 from experts.event_stream import SseDecoder
+from experts.tracing import operation
 from experts.types import Endpoint
 from experts.upstream_errors import error_from_event
 
@@ -81,8 +83,10 @@ class HostPort:
         experts: tuple[str, ...],
         token: str,
         body_bytes_max: int,
+        spans: HostSpans | None = None,
     ) -> None:
         self._host_id = host_id
+        self._spans = spans or HostSpans(None, host_id)
         self._engine = engine
         self._driver = driver
         self._experts = experts
@@ -143,10 +147,17 @@ class HostPort:
         return body
 
     async def _answer(self, request: Request, endpoint: Endpoint, body: dict[str, Any]) -> Response:
+        likely_next = request.headers.get("x-coe-likely-next")
+        if likely_next in self._experts and likely_next != body["model"]:
+            self._driver.announce(likely_next)
         async with contextlib.AsyncExitStack() as stack:
+            span = self._spans.begin(request.headers, operation(endpoint.value), body["model"])
+            stack.push(span.close)
             lease = await stack.enter_async_context(self._lease(request, body["model"]))
             while True:
                 result = await self._first_result(request, endpoint, body, lease)
+                if result is not None:
+                    span.leased(body["model"], lease.queue_ms, lease.swap_ms)
                 if isinstance(result, dict):
                     return JSONResponse(result, headers=self._headers(lease))
                 if result is not None and lease.first_token():

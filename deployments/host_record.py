@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 
 SERVING = "serving"  # the slot state in which the resident expert takes requests
+SWAPPING = "swapping"
+EMPTY = "empty"
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,9 @@ EnvReference = Annotated[
 ]
 
 
+Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
+
+
 def env_name(reference: str | None) -> str | None:
     """The variable that ``env:NAME`` names."""
     return reference.removeprefix("env:") if reference else None
@@ -141,10 +144,19 @@ class ExpertSection(Section):
     capabilities: frozenset[Capability] = frozenset({Capability.CHAT, Capability.COMPLETIONS})
     parameters: ParameterCount | None = None
     tags: frozenset[str] = frozenset()
+    languages: frozenset[Language] = Field(
+        default=frozenset(), description="ISO 639 codes it was made for, such as en; empty: any."
+    )
     description: str = ""
     options: dict[str, JsonValue] = Field(
         default_factory=dict, description="Options of a scripted expert's behaviour."
     )
+
+    @model_validator(mode="after")
+    def _embeddings_have_a_server(self) -> ExpertSection:
+        if Capability.EMBEDDINGS in self.capabilities and self.source.kind is SourceKind.WEIGHTS:
+            raise ValueError("expert hosts make no embeddings; embeddings need a url source")
+        return self
 
     @model_validator(mode="after")
     def _options_have_a_reader(self) -> ExpertSection:
@@ -188,6 +200,12 @@ class Catalogue:
 
     def __len__(self) -> int:
         return len(self._specs)
+
+    def extended(self, spec: ExpertSpec) -> Catalogue:
+        """These experts and one more. Raises ValueError when its id is taken."""
+        if spec.id in self._specs:
+            raise ValueError(f"there is an expert {spec.id!r} already")
+        return Catalogue({**self._specs, spec.id: spec})
 
     def values(self) -> tuple[ExpertSpec, ...]:
         return self.specs
@@ -235,6 +253,7 @@ def _spec(
         capabilities=section.capabilities,
         parameters=section.parameters,
         tags=section.tags,
+        languages=section.languages,
         description=section.description,
         upstream_model=source.model,
         secret_env=env_name(source.api_key),

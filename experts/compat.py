@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +39,78 @@ _IRRELEVANT = frozenset(
 
 def check_compatible(base: str, other: str, *, expert: str) -> None:
     """Raise ArtifactError naming every difference that rules out an in-place swap."""
-    differences = config_differences(_config(base), _config(other))
-    if _tokenizer_digest(base) != _tokenizer_digest(other):
-        differences["tokenizer.json"] = "another vocabulary or normalisation"
+    differences = folder_differences(base, other)
+    differences |= {} if differences else missing_tensors(base, other)
     if differences:
         raise ArtifactError(
             other,
             f"{expert} cannot share an engine with {Path(base).name}; give it a host of its own",
             differences,
         )
+
+
+def folder_differences(base: str, other: str) -> dict[str, str]:
+    """What keeps two model folders from sharing an engine; empty when nothing does."""
+    differences = config_differences(_config(base), _config(other))
+    if _tokenizer_digest(base) != _tokenizer_digest(other):
+        differences["tokenizer.json"] = "another vocabulary or normalisation"
+    return differences
+
+
+def engine_groups(folders: Mapping[str, str]) -> list[list[str]]:
+    """Experts that can share an engine, together; groups in the order of their first expert."""
+    groups: list[list[str]] = []
+    for expert, folder in folders.items():
+        for group in groups:
+            if not folder_differences(folders[group[0]], folder):
+                group.append(expert)
+                break
+        else:
+            groups.append([expert])
+    return groups
+
+
+def missing_tensors(base: str, other: str) -> dict[str, str]:
+    """Tensors that ``other``'s quantised checkpoint lacks, or has in another shape, beside
+    ``base``'s: vLLM keeps no account of them. Empty for checkpoints that are not quantised, whose
+    numbers are checked when they are loaded."""
+    if "quantization_config" not in _config(base):
+        return {}
+    mine, theirs = _tensor_shapes(base), _tensor_shapes(other)
+    return {
+        name: f"{theirs.get(name, 'missing')}, the engine's first expert has {shape}"
+        for name, shape in mine.items()
+        if theirs.get(name) != shape
+    }
+
+
+def _tensor_shapes(folder: str) -> dict[str, tuple[int, ...]]:
+    return {
+        name: tuple(tensor["shape"])
+        for header in _headers(folder)
+        for name, tensor in header.items()
+    }
+
+
+def _headers(folder: str) -> Iterator[dict[str, Any]]:
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        with file.open("rb") as opened:
+            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+        header.pop("__metadata__", None)
+        yield header
+
+
+def weights_bytes(folder: str, *, element_bytes: int | None = None) -> int:
+    """Bytes of a folder's weights, by the headers of its files; with ``element_bytes``, of its
+    floating-point tensors if an engine held each of their elements in so many bytes."""
+    total = 0
+    for header in _headers(folder):
+        for tensor in header.values():
+            start, stop = tensor["data_offsets"]
+            floating = tensor["dtype"] in ("BF16", "F16", "F32", "F64")
+            count = math.prod(tensor["shape"])
+            total += count * element_bytes if floating and element_bytes else stop - start
+    return total
 
 
 def config_differences(base: dict[str, Any], other: dict[str, Any]) -> dict[str, str]:

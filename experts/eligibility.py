@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from experts.types import ExpertSpec, Needs
+from experts.types import Capability, ExpertSpec, Needs
+
+_SPEECH = {
+    Capability.PARALLEL_TOOLS: "parallel tool calls",
+    Capability.JSON_SCHEMA: "JSON schemas",
+    Capability.LOGPROBS: "log-probabilities",
+}
 
 
 def eligible(
@@ -30,7 +36,9 @@ def _shortcomings(spec: ExpertSpec, needs: Needs) -> Iterator[str]:
     if missing := needs.required_tags - spec.tags:
         yield f"lacks the tag {_names(missing)}"
     if lacking := needs.capabilities - spec.capabilities:
-        yield f"cannot do {_names(capability.value for capability in lacking)}"
+        yield f"cannot do {_names(_SPEECH.get(one, one.value) for one in lacking)}"
+    if needs.language and spec.languages and needs.language not in spec.languages:
+        yield f"does not speak {needs.language!r}"
     needed_tokens = needs.prompt_tokens + needs.output_tokens
     if needed_tokens > spec.context_tokens:
         yield f"its context of {spec.context_tokens} tokens is below the {needed_tokens} needed"

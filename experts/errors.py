@@ -7,6 +7,7 @@ CoeError
 │   ├── UnknownRoute        no such path
 │   ├── MethodNotAllowed    the path exists, the method does not
 │   ├── BodyTooLarge        the body exceeds the configured bound
+│   ├── RevisionChanged     what is to be changed is not any more what the caller has seen
 │   ├── PromptTooLong       no context window holds the prompt
 │   └── NoEligibleExpert    every expert lacks something the request needs
 ├── AuthenticationFailed    no key, or one that is not valid
@@ -146,20 +147,30 @@ class BodyTooLarge(RequestError):
 
 
 @dataclass(eq=False)
+class RevisionChanged(RequestError):
+    what: str
+
+    @property
+    def message(self) -> str:
+        return f"{self.what} has been changed since it was read; read it again."
+
+
+@dataclass(eq=False)
 class PromptTooLong(RequestError):
     tokens: int
     limit_tokens: int
+    field_name: str = "messages"
 
     @property
     def message(self) -> str:
         return (
-            f"messages: the prompt and the requested output need about {self.tokens} tokens; "
-            f"the longest context of any permitted expert is {self.limit_tokens}."
+            f"{self.field_name}: the prompt and the requested output need about {self.tokens} "
+            f"tokens; the longest context of any permitted expert is {self.limit_tokens}."
         )
 
     @property
     def param(self) -> str | None:
-        return "messages"
+        return self.field_name
 
 
 @dataclass(eq=False)
@@ -291,11 +302,16 @@ class DeadlineUnreachable(CapacityError):
 
 @dataclass(eq=False)
 class HostUnavailable(CapacityError):
+    """``reason`` says why an expert that has a host, or needs none, is not asked."""
+
     expert: str
     retry_after_ms: float = 5_000.0
+    reason: str = ""
 
     @property
     def message(self) -> str:
+        if self.reason:
+            return f"Expert {self.expert!r} is not asked now: {self.reason}."
         return f"No live host serves {self.expert!r} at the moment."
 
     @property

@@ -17,6 +17,7 @@ import msgspec
 from experts.errors import CoeError, ExpertFailed, HostLost, UpstreamTimeout
 from experts.event_stream import DONE, EventTooLarge, SseDecoder
 from experts.protocol import CallTimings, ExpertCall, ExpertReply
+from experts.types import Endpoint
 from experts.upstream_errors import error_from_event, error_from_reply
 
 __all__ = ["HttpBackend", "PoolLimits"]
@@ -127,7 +128,9 @@ class HttpBackend:
         return UpstreamTimeout(call.expert, phase, limit_ms)
 
     async def _post(self, call: ExpertCall, *, stream: bool) -> aiohttp.ClientResponse:
-        body = {**call.body, "model": self._upstream_model or call.expert, "stream": stream}
+        body = {**call.body, "model": self._upstream_model or call.expert}
+        if call.endpoint is not Endpoint.EMBEDDINGS:
+            body["stream"] = stream
         payload = msgspec.json.encode(body)
         response = await self._opened_session().post(
             f"{self._base_url}/{call.endpoint.value}",
@@ -165,12 +168,16 @@ class HttpBackend:
 
     def _headers(self, call: ExpertCall) -> dict[str, str]:
         headers = {"x-request-id": call.request_id}
+        if call.traceparent is not None:
+            headers["traceparent"] = call.traceparent
         if self._secret is not None and (secret := self._secret()):
             headers["authorization"] = f"Bearer {secret}"
         if self._host is not None:
             headers["x-coe-priority"] = str(call.priority)
             if call.queue_deadline_ms is not None:
                 headers["x-coe-queue-deadline-ms"] = f"{call.queue_deadline_ms:.0f}"
+            if call.likely_next is not None:
+                headers["x-coe-likely-next"] = call.likely_next
         return headers
 
     def _timings(self, response: aiohttp.ClientResponse) -> CallTimings:
@@ -263,6 +270,8 @@ class HttpStream:
                 break
             if b'"error"' in payload and (error := error_from_event(self._call.expert, payload)):
                 raise error
+            if not payload.startswith(b"{"):
+                raise ExpertFailed(self._call.expert, 502, "an event that is not a JSON object")
             batch.append(payload)
         self._events += len(batch)
         self._tail.extend(batch)

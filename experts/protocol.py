@@ -25,6 +25,9 @@ class ExpertCall:
     ``timeout_ms`` bounds the whole call, ``first_token_timeout_ms`` the wait for the first event,
     ``idle_timeout_ms`` the silence between two events. ``queue_deadline_ms``: how long the request
     may wait for its expert to become resident before the host must refuse it (None: host's bound).
+    ``traceparent``: the caller's span, as W3C Trace Context writes it, for the expert's own spans.
+    ``likely_next``: the expert to be asked if this one's answer is not good enough, for its host to
+    look ahead.
     """
 
     expert: str
@@ -36,6 +39,8 @@ class ExpertCall:
     idle_timeout_ms: float
     queue_deadline_ms: float | None = None
     priority: int = 0
+    traceparent: str | None = None
+    likely_next: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,20 +5,22 @@ A script is written like a URL query, ``behaviour?option=value&...``:
     echo                             the last user message, word by word
     fixed?text=Paris.                that text
     tokens?count=50&pace_ms=10       "t0 t1 ...", one token each 10 ms
-    tool_call                        a call of the request's first tool, with empty arguments
+    tool_call                        a call of the request's first tool
+    tool_calls                       a call of each of the request's tools
     fail?status=503&code=queue_full  an error answer
     disconnect?after=3               the connection breaks after three tokens
 
 Options of every behaviour that answers: ``pace_ms`` between tokens, ``delay_ms`` before the first,
-``confidence`` (each token's probability, 0..1], ``count``. The same names can stand in an expert's
-``options``.
+``confidence`` (each token's probability, 0..1], ``count``, ``reasoning`` (a thought before the
+answer), ``arguments`` (of its calls, as JSON text). The same names can stand in an expert's
+``options``. To a request for embeddings each gives vectors made from the texts' digests.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
@@ -28,6 +30,7 @@ import msgspec
 
 from experts.errors import CoeError, ConfigError, HostLost
 from experts.protocol import CallTimings, ExpertCall, ExpertReply
+from experts.scripted_embeddings import render_embeddings
 from experts.types import Endpoint
 from experts.upstream_errors import error_from_reply
 
@@ -36,6 +39,7 @@ __all__ = ["Script", "ScriptedBackend", "refusal", "render_chunks", "render_repl
 Sleep = Callable[[float], Awaitable[None]]
 _CREATED = 1_700_000_000  # fixed, so that equal requests get equal bytes
 _COUNT_DEFAULT = 8
+_CALLING = frozenset({"tool_call", "tool_calls"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,8 @@ class Script:
     pace_ms: float = 0.0
     delay_ms: float = 0.0
     confidence: float = 0.9
+    reasoning: str = ""
+    arguments: str = "{}"
     status: int = 500
     code: str = "scripted"
     after: int = 0
@@ -59,6 +65,7 @@ class Script:
         "fixed",
         "tokens",
         "tool_call",
+        "tool_calls",
         "fail",
         "disconnect",
     )
@@ -198,7 +205,7 @@ def refusal_body(script: Script) -> bytes:
 
 def answer_tokens(script: Script, body: Mapping[str, Any]) -> list[str]:
     """The answer's tokens, after ``max_tokens`` and ``stop`` of the request."""
-    if script.behaviour == "tool_call":
+    if script.behaviour in _CALLING:
         return []
     tokens = _raw_tokens(script, body)
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
@@ -246,6 +253,8 @@ def render_reply(
     script: Script, endpoint: Endpoint, body: Mapping[str, Any], model: str
 ) -> dict[str, Any]:
     """A whole OpenAI response body."""
+    if endpoint is Endpoint.EMBEDDINGS:
+        return render_embeddings(body, model)
     tokens = answer_tokens(script, body)
     chat = endpoint is Endpoint.CHAT
     make = _chat_choice if chat else _text_choice
@@ -263,8 +272,10 @@ def _chat_choice(
     script: Script, body: Mapping[str, Any], tokens: list[str], index: int
 ) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": "".join(tokens), "refusal": None}
-    if script.behaviour == "tool_call":
-        message |= {"content": None, "tool_calls": [_tool_call(body)]}
+    if script.reasoning:
+        message["reasoning_content"] = script.reasoning
+    if script.behaviour in _CALLING:
+        message |= {"content": None, "tool_calls": _tool_calls(script, body)}
     return {
         "index": index,
         "message": message,
@@ -284,13 +295,21 @@ def _text_choice(
     }
 
 
-def _tool_call(body: Mapping[str, Any]) -> dict[str, Any]:
-    name = body["tools"][0]["function"]["name"] if body.get("tools") else "none"
-    return {"id": "call_0", "type": "function", "function": {"name": name, "arguments": "{}"}}
+def _tool_calls(script: Script, body: Mapping[str, Any]) -> list[dict[str, Any]]:
+    names = [tool["function"]["name"] for tool in body.get("tools") or ()] or ["none"]
+    called = names if script.behaviour == "tool_calls" else names[:1]
+    return [
+        {
+            "id": f"call_{index}",
+            "type": "function",
+            "function": {"name": name, "arguments": script.arguments},
+        }
+        for index, name in enumerate(called)
+    ]
 
 
 def _finish_reason(script: Script, body: Mapping[str, Any], tokens: Sequence[str]) -> str:
-    if script.behaviour == "tool_call":
+    if script.behaviour in _CALLING:
         return "tool_calls"
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
     cut = limit is not None and len(_before_stop(_raw_tokens(script, body), body.get("stop")))
@@ -358,8 +377,10 @@ def _chat_deltas(
 ) -> list[dict[str, Any]]:
     asked = bool(body.get("logprobs"))
     deltas: list[dict[str, Any]] = [{"content": token} for token in tokens]
-    if script.behaviour == "tool_call":
-        deltas = [{"tool_calls": [_tool_call(body) | {"index": 0}]}]
+    if script.behaviour in _CALLING:
+        deltas = list(_call_deltas(_tool_calls(script, body)))
+    if script.reasoning:
+        deltas = [{"reasoning_content": script.reasoning}, *deltas]
     if deltas:
         deltas[0] = {"role": "assistant", **deltas[0]}
     choices = [
@@ -378,6 +399,17 @@ def _chat_deltas(
         "finish_reason": _finish_reason(script, body, tokens),
     }
     return [*choices, end]
+
+
+def _call_deltas(calls: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Each call's name first, then its arguments in two pieces, as servers send them."""
+    for index, call in enumerate(calls):
+        arguments = call["function"]["arguments"]
+        half = len(arguments) // 2
+        opened = call["function"] | {"arguments": ""}
+        yield {"tool_calls": [call | {"index": index, "function": opened}]}
+        for piece in filter(None, (arguments[:half], arguments[half:])):
+            yield {"tool_calls": [{"index": index, "function": {"arguments": piece}}]}
 
 
 def _text_deltas(

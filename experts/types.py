@@ -18,6 +18,7 @@ class Capability(StrEnum):
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
     TOOLS = "tools"
+    PARALLEL_TOOLS = "parallel_tools"  # several calls in one turn
     IMAGES = "images"
     AUDIO = "audio"
     JSON_SCHEMA = "json_schema"
@@ -30,6 +31,7 @@ class SourceKind(StrEnum):
     WEIGHTS = "weights"  # a folder or hub id, run by an expert host
     REMOTE = "remote"  # any OpenAI-compatible URL
     SCRIPTED = "scripted"  # shipped fake: fixed answers, for tests and overhead benchmarks
+    BUILTIN = "builtin"  # runs inside the gateway; made by its wiring, never by the file
 
 
 class Endpoint(StrEnum):
@@ -37,6 +39,7 @@ class Endpoint(StrEnum):
 
     CHAT = "chat/completions"
     COMPLETIONS = "completions"
+    EMBEDDINGS = "embeddings"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +75,9 @@ class Usage:
 class ExpertSpec:
     """One expert as the catalogue describes it.
 
-    ``location``: a folder path or hub id (weights), a base URL ending in /v1 (remote), or a
-    behaviour name (scripted). ``upstream_model`` is the name a remote server knows it by.
+    ``location``: a folder path or hub id (weights), a base URL ending in /v1 (remote), a behaviour
+    name (scripted), or the folder of a tokenizer (builtin). ``upstream_model`` is the name a remote
+    server knows it by. ``languages``: ISO 639 codes it was made for; empty means any.
     ``secret_env`` names the environment variable that holds a remote's key; the key itself is
     never stored here.
     """
@@ -86,6 +90,7 @@ class ExpertSpec:
     capabilities: frozenset[Capability]
     parameters: int | None = None
     tags: frozenset[str] = frozenset()
+    languages: frozenset[str] = frozenset()
     description: str = ""
     upstream_model: str | None = None
     secret_env: str | None = None
@@ -94,11 +99,15 @@ class ExpertSpec:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a request cannot do without; experts that lack any of it are never ranked."""
+    """What a request cannot do without; experts that lack any of it are never ranked.
+
+    ``language``: ISO 639 code of the prompt; None where it is neither declared nor recognised.
+    """
 
     capabilities: frozenset[Capability]
     prompt_tokens: int
     output_tokens: int = 0
     required_tags: frozenset[str] = frozenset()
+    language: str | None = None
     allow: frozenset[str] | None = None  # None: every expert
     deny: frozenset[str] = frozenset()

@@ -1,4 +1,4 @@
-"""The one module that knows vLLM: an engine whose weights can be exchanged while it runs.
+"""The engine adapter: a vLLM engine whose weights can be exchanged while it runs.
 
 ``SwappableEngine`` wraps one vLLM ``AsyncLLM``. All experts of one architecture are pooled at start
 (``experts.vllm_worker``); ``make_resident`` copies an expert's weights into the running engine and,
@@ -12,38 +12,33 @@ nothing generates while weights are exchanged.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import hashlib
-import json
 import os
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from experts.compat import stop_tokens, unreadable
+from experts.compat import unreadable
+from experts.device_memory import DeviceMemory
 from experts.errors import (
     ArtifactError,
     CanaryMismatch,
     CoeError,
-    ExpertFailed,
     HostLost,
-    HostUnavailable,
-    InvalidRequest,
     SwapFailed,
 )
 from experts.owner_watch import OWNER_ENV
 from experts.types import Endpoint
+from experts.vllm_serving import parse, refusal, serving_state, unwrap, vllm_errors
 
 SUPPORTED_VLLM = "0.32."
 _EXTENSION = "experts.vllm_worker.WeightPoolExtension"
-_SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-_PROMPT_PARAMETERS = frozenset({"input_text", "input_tokens"})  # vLLM's names for the prompt
 _CANARY_LOGPROB_TOLERANCE = 1e-4  # same kernels, same shapes: differences are corruption
+_PREFETCH_POLL_S = 0.1
 DEFAULT_CANARY_PROMPT = "The quick brown fox jumps over the lazy dog. Paris is the capital of"
 
 
@@ -57,6 +52,8 @@ class EngineSettings:
     max_num_seqs: int = 16
     tensor_parallel: int = 1
     pool_bytes: int = 4 << 30
+    sleeps: bool = False  # the engine shares its device and will be put to sleep
+    device_share: float | None = None  # vLLM's gpu_memory_utilization; None: vLLM's default
     canary_enabled: bool = True
     canary_prompt: str = DEFAULT_CANARY_PROMPT
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -85,7 +82,8 @@ class Pooled:
 class SwapReport:
     """What a swap took: the copy inside the worker, the whole call, and the canary apart.
 
-    ``source``: "pool", or "disk" when the pool did not hold the weights.
+    ``source``: "pool"; "disk" when the pool did not hold the weights; "device" when the engine
+    still had them and only woke.
     """
 
     expert: str
@@ -127,6 +125,7 @@ class SwappableEngine:
         self._paths: dict[str, str] = {}
         self._pooled: dict[str, Pooled] = {}
         self._serving: dict[str, Any] = {}
+        self._in_pool: Mapping[str, str] = {}  # expert -> digest of the weights there
         self.resident: str | None = None
 
     # --- start and stop ---------------------------------------------------------------------------
@@ -138,8 +137,10 @@ class SwappableEngine:
         settings: EngineSettings,
         *,
         progress: Callable[[str], None],
+        lazy: bool = False,
     ) -> tuple[SwappableEngine, dict[str, str]]:
-        """Start the engine on the first loadable expert and pool all of them.
+        """Start the engine on the first loadable expert and pool all of them, or with ``lazy`` only
+        the first, and the others when they are asked for.
 
         ``experts`` maps expert id to weight folder. Returns the engine and, for experts
         that could not be pooled, the reason; raises ArtifactError when none could.
@@ -159,7 +160,7 @@ class SwappableEngine:
         progress(f"starting the engine with {first}")
         self = cls(await cls._launch(experts[first], settings), settings)
         try:
-            refused |= await self._pool_all(experts, first, others, progress)
+            refused |= await self._pool_all(experts, first, others, progress, lazy=lazy)
         except BaseException:
             self.shutdown()
             raise
@@ -182,11 +183,15 @@ class SwappableEngine:
             generation_config="vllm",
             worker_extension_cls=_EXTENSION,
             disable_log_stats=True,
+            **_sleep_arguments(settings),
             **{k: v for k, v in settings.extra.items() if k != "enforce_eager"},
         )
         os.environ[OWNER_ENV] = str(os.getpid())  # read by the workers (experts.vllm_worker)
         # Blocks for tens of seconds; heartbeats and health checks run on this loop meanwhile.
-        return await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
+        try:
+            return await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise ArtifactError(model, f"vLLM could not start on it: {error}") from error
 
     async def _pool_all(
         self,
@@ -194,17 +199,23 @@ class SwappableEngine:
         first: str,
         others: list[str],
         progress: Callable[[str], None],
+        *,
+        lazy: bool,
     ) -> dict[str, str]:
         """Pool as many as fit, in order; the rest stay on disk until somebody asks for them."""
         total = len(experts)
         progress(f"pooling {first} (1 of {total})")
-        opened = await self._rpc("coe_open_pool", self._settings.pool_bytes, first)
         self._paths[first] = experts[first]
+        opened = await self._pool_opened(first)
+        if opened["loading_note"]:
+            progress(f"no loading in the background: {opened['loading_note']}")
         await self._admit(first, opened)
         refused: dict[str, str] = {}
         for at, expert in enumerate(others, start=2):
             try:
-                if at <= opened["entries_max"]:
+                if lazy:
+                    self.add(expert, experts[expert])
+                elif at <= opened["entries_max"]:
                     progress(f"pooling {expert} ({at} of {total})")
                     await self.pool(expert, experts[expert])
                 else:
@@ -215,6 +226,14 @@ class SwappableEngine:
         if self.resident != first:
             await self.make_resident(first)  # proves the first swap before anybody waits for it
         return refused
+
+    async def _pool_opened(self, first: str) -> dict[str, Any]:
+        try:
+            return await self._report(
+                "coe_open_pool", self._settings.pool_bytes, first, self._paths[first]
+            )
+        except Exception as error:  # the worker's exception arrives without its class
+            raise ArtifactError(self._paths[first], str(error)) from error
 
     def shutdown(self) -> None:
         """Stop the engine's processes."""
@@ -251,22 +270,23 @@ class SwappableEngine:
     async def _admit(self, expert: str, result: Mapping[str, Any]) -> None:
         """Weights came in for the first time: record their canary, set up the serving layer."""
         canary = await self._ask_canary()
-        self._serving[expert] = await _serving_state(self._engine, expert, self._paths[expert])
+        self._serving[expert] = await serving_state(self._engine, expert, self._paths[expert])
         self._pooled[expert] = Pooled(
-            expert, result["bytes"], result["digest"], canary, result["seconds"]
+            expert, result["bytes"], self._in_pool[expert], canary, result["seconds"]
         )
         self.resident = expert
 
-    async def make_resident(self, expert: str) -> SwapReport:
+    async def make_resident(self, expert: str, keep: Sequence[str] = ()) -> SwapReport:
         """Exchange the weights and prove them. Raises SwapFailed or CanaryMismatch.
 
         The engine must have no request running. After an error the slot holds no known expert.
+        ``keep``: experts whose weights should stay in the pool if this one has to be loaded.
         """
         if expert not in self._paths:
             raise SwapFailed(expert, "not in the weight pool")
         self.resident = None
         started = time.perf_counter()
-        result = await self._exchanged(expert)
+        result = await self._exchanged(expert, keep)
         swapped = time.perf_counter()
         if expert not in self._pooled:
             await self._admit(expert, result)
@@ -282,9 +302,11 @@ class SwappableEngine:
             (time.perf_counter() - swapped) * 1e3,
         )
 
-    async def _exchanged(self, expert: str) -> dict[str, Any]:
+    async def _exchanged(self, expert: str, keep: Sequence[str]) -> dict[str, Any]:
         """The exchange, waited for even when cancelled: two must never write at once."""
-        writing = asyncio.ensure_future(self._rpc("coe_make_resident", expert, self._paths[expert]))
+        writing = asyncio.ensure_future(
+            self._report("coe_make_resident", expert, self._paths[expert], list(keep))
+        )
         try:
             result: dict[str, Any] = await asyncio.shield(writing)
         except asyncio.CancelledError:
@@ -292,10 +314,66 @@ class SwappableEngine:
             raise
         except Exception as error:  # the worker's exception arrives without its class
             raise SwapFailed(expert, str(error)) from error
-        known = self._pooled.get(expert)
-        if known is not None and result.get("digest", known.digest) != known.digest:
-            raise SwapFailed(expert, "its weights on disk are not those that were loaded before")
+        self._check_digest(expert)
         return result
+
+    def _check_digest(self, expert: str) -> None:
+        known = self._pooled.get(expert)
+        if known is not None and self._in_pool[expert] != known.digest:
+            raise SwapFailed(expert, "its weights on disk are not those that were loaded before")
+
+    # --- loading ahead, sleeping --------------------------------------------------------------
+
+    @property
+    def in_pool(self) -> frozenset[str]:
+        """Experts whose weights are in host memory now."""
+        return frozenset(self._in_pool)
+
+    async def prefetch(self, expert: str, keep: Sequence[str] = ()) -> bool:
+        """Load an expert from disk into the pool while the engine goes on serving.
+
+        Returns when it is there, or False at once when that is not possible now: no room beside
+        ``keep``, or this engine can only load into itself. Raises SwapFailed when its weights
+        cannot be loaded or are not those of before. A swap that needs the disk calls it off.
+        """
+        begun = await self._report("coe_prefetch", expert, self._paths[expert], list(keep))
+        if not begun["started"]:
+            return False
+        while True:
+            await asyncio.sleep(_PREFETCH_POLL_S)
+            report = await self._report("coe_prefetched")
+            if report["done"]:
+                break
+        if report["failure"]:
+            raise SwapFailed(expert, report["failure"])
+        if expert not in self._in_pool:
+            return False  # called off
+        self._check_digest(expert)
+        return True
+
+    async def sleep(self) -> None:
+        """vLLM sleep mode, level 1, once nothing runs. Where the platform has no sleep mode (CPU)
+        vLLM pauses scheduling and keeps the memory. Cached blocks are gone either way."""
+        await self._engine.sleep(level=1, mode="wait")
+
+    async def wake(self) -> bool:
+        """Undo ``sleep``; whether everything is back on the device. Raises what vLLM raises."""
+        return bool(await self._engine.wake_up())
+
+    async def prove(self, expert: str) -> float:
+        """Ask the resident expert its canary after a wake; milliseconds. Raises CanaryMismatch."""
+        started = time.perf_counter()
+        if self._settings.canary_enabled:
+            await self._check_canary(expert)
+        return (time.perf_counter() - started) * 1e3
+
+    async def device_memory(self) -> DeviceMemory | None:
+        """Of the rank with the least free; None where device memory is the host's."""
+        found = await self._engine.collective_rpc("coe_device_memory")
+        if found[0] is None:
+            return None
+        free, total = min(found)
+        return DeviceMemory(free, total)
 
     async def _check_canary(self, expert: str) -> None:
         want = self._pooled[expert].canary
@@ -325,16 +403,20 @@ class SwappableEngine:
 
     async def plain_copy_ms(self, repeats: int) -> list[float]:
         """Milliseconds of plain copies of an entry's bytes, made where the swap is made."""
-        return [s * 1e3 for s in await self._rpc("coe_plain_copy_seconds", repeats)]
+        by_rank = await self._engine.collective_rpc("coe_plain_copy_seconds", args=(repeats,))
+        return [seconds * 1e3 for seconds in by_rank[0]]
 
     async def corrupt_for_test(self, expert: str, tensor_index: int = 0) -> str:
         """Damage one pooled tensor (fault injection)."""
-        return str(await self._rpc("coe_corrupt", expert, tensor_index))
+        return str(
+            (await self._engine.collective_rpc("coe_corrupt", args=(expert, tensor_index)))[0]
+        )
 
-    async def _rpc(self, method: str, *args: Any) -> Any:
-        """Call all workers (tensor-parallel ranks) and join what they report."""
-        results = await self._engine.collective_rpc(method, args=args)
-        return join_ranks(results) if isinstance(results[0], dict) else results[0]
+    async def _report(self, method: str, *args: Any) -> dict[str, Any]:
+        """Call all workers (tensor-parallel ranks), join what they report, note what is pooled."""
+        joined = join_ranks(await self._engine.collective_rpc(method, args=args))
+        self._in_pool = joined["pooled"]
+        return joined
 
     @property
     def pooled(self) -> Mapping[str, Pooled]:
@@ -363,17 +445,17 @@ class SwappableEngine:
         what vLLM finds wrong only then is an error event. Closing the iterator aborts the
         generation.
         """
-        request = _parse(endpoint, {**body, "model": expert})
+        request = parse(endpoint, {**body, "model": expert})
         request.cache_salt = self._cache_salt(expert, request.cache_salt)
         # vLLM folds the request id into ids of its own, which must be unique among running ones.
         request.request_id = f"{request_id}-{uuid.uuid4().hex[:8]}"
         try:
             result = await self._create(expert, endpoint, request)
-        except _vllm_errors() as error:
-            raise _refusal(expert, endpoint, error) from error
+        except vllm_errors() as error:
+            raise refusal(expert, endpoint, error) from error
         if (task := asyncio.current_task()) is not None and task.cancelling():
             raise asyncio.CancelledError  # vLLM turns a cancelled whole answer into an error body
-        unwrapped = _unwrap(expert, result)
+        unwrapped = unwrap(expert, result)
         return unwrapped if isinstance(unwrapped, dict) else self._until_dead(expert, unwrapped)
 
     async def _create(self, expert: str, endpoint: Endpoint, request: Any) -> Any:
@@ -399,131 +481,40 @@ class SwappableEngine:
 
 
 def join_ranks(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """One report of all ranks: bytes add up, the slowest counts, digests are digested together."""
+    """One report of all ranks: bytes add up, the slowest and the first failure count, and an expert
+    is pooled when every rank has its shard, under a digest of the shards' digests.
+    """
     joined = dict(results[0])
     joined["bytes"] = sum(r["bytes"] for r in results)
     joined["seconds"] = max(r["seconds"] for r in results)
-    if "digest" in joined and len(results) > 1:
-        joined["digest"] = hashlib.sha256(
-            "".join(r["digest"] for r in results).encode()
-        ).hexdigest()
+    if len(results) == 1:
+        return joined
+    if "done" in joined:
+        joined["done"] = all(r["done"] for r in results)
+        joined["failure"] = next((r["failure"] for r in results if r["failure"]), "")
+    if "started" in joined:
+        joined["started"] = any(r["started"] for r in results)
+    everywhere = set.intersection(*(set(r["pooled"]) for r in results))
+    joined["pooled"] = {
+        expert: hashlib.sha256("".join(r["pooled"][expert] for r in results).encode()).hexdigest()
+        for expert in sorted(everywhere)
+    }
     return joined
+
+
+def _sleep_arguments(settings: EngineSettings) -> dict[str, Any]:
+    """vLLM refuses the flag where the platform has no sleep mode; its calls work without it."""
+    from vllm.platforms import current_platform
+
+    arguments: dict[str, Any] = {}
+    if settings.sleeps and current_platform.is_sleep_mode_available():
+        arguments["enable_sleep_mode"] = True
+    if settings.device_share is not None:
+        arguments["gpu_memory_utilization"] = settings.device_share
+    return arguments
 
 
 def _on_cpu() -> bool:
     from vllm.platforms import current_platform
 
     return bool(current_platform.is_cpu())
-
-
-def _parse(endpoint: Endpoint, body: Mapping[str, Any]) -> Any:
-    from pydantic import ValidationError
-    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-    from vllm.exceptions import VLLMClientError
-
-    model = ChatCompletionRequest if endpoint is Endpoint.CHAT else CompletionRequest
-    try:
-        return model.model_validate(body)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InvalidRequest(_field(first["loc"]), str(first["msg"])) from error
-    except VLLMClientError as error:
-        raise _refusal(str(body["model"]), endpoint, error) from error
-    # Some of vLLM's checks run on the raw body and trip over values of the wrong kind.
-    except (ValueError, TypeError, AttributeError, LookupError) as error:
-        raise InvalidRequest(None, f"a field has a value of the wrong kind: {error}") from error
-
-
-def _field(location: tuple[int | str, ...]) -> str | None:
-    """The path of a field as the caller wrote it: without the names of pydantic's own machinery."""
-    parts = [str(part) for part in location if not str(part).startswith("function-")]
-    return ".".join(parts) or None
-
-
-def _vllm_errors() -> tuple[type[Exception], ...]:
-    """What vLLM's own server turns into an error answer; anything else is a bug, here or there."""
-    from jinja2 import TemplateError
-    from vllm.exceptions import VLLMError
-
-    # The raw ones are those that vLLM has not yet moved under VLLMError (see its error_response).
-    return (VLLMError, ValueError, TypeError, OverflowError, NotImplementedError, TemplateError)
-
-
-def _refusal(expert: str, endpoint: Endpoint, error: Exception) -> CoeError:
-    """What vLLM raised, as our error; whose fault it is, vLLM's own table says."""
-    from vllm.entrypoints.serve import create_error_response
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    if isinstance(error, EngineDeadError):
-        return HostLost(expert, "")
-    info = create_error_response(error).error
-    if info.param in _PROMPT_PARAMETERS:
-        info.param = "messages" if endpoint is Endpoint.CHAT else "prompt"
-    return _error_of(expert, info)
-
-
-def _error_of(expert: str, info: Any) -> CoeError:
-    """``info`` is vLLM's ErrorInfo."""
-    if info.code < 500:
-        return InvalidRequest(info.param, info.message)
-    if info.code == 503:
-        return HostUnavailable(expert, retry_after_ms=1_000.0)
-    return ExpertFailed(expert, info.code, info.message, info.param)
-
-
-def _unwrap(expert: str, result: Any) -> dict[str, Any] | AsyncGenerator[str, None]:
-    from vllm.entrypoints.serve.engine.protocol import ErrorResponse
-
-    if isinstance(result, ErrorResponse):
-        raise _error_of(expert, result.error)
-    if hasattr(result, "model_dump"):
-        body: dict[str, Any] = result.model_dump(mode="json", exclude_unset=False)
-        return body
-    stream: AsyncGenerator[str, None] = result
-    return stream
-
-
-async def _serving_state(engine: Any, expert: str, path: str) -> Any:
-    """vLLM's serving objects answering as ``expert``, with the chat template of its own folder."""
-    from starlette.datastructures import State
-    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-
-    arguments = ["--model", path, "--served-model-name", expert, "--disable-log-stats"]
-    template = Path(path) / "chat_template.jinja"
-    if template.is_file():
-        arguments += ["--chat-template", str(template)]
-    state = State()
-    await init_app_state(
-        engine, state, _frontend_args(arguments), await engine.get_supported_tasks()
-    )
-    # vLLM would give all of them the defaults of the model that the engine was started with, and
-    # would end their answers at that model's stop tokens only.
-    defaults = sampling_defaults(Path(path))
-    foreign = stop_tokens(path) - stop_tokens(engine.vllm_config.model_config.model)
-    if foreign:
-        defaults["stop_token_ids"] = sorted(foreign)
-    for serving in (state.openai_serving_chat, state.openai_serving_completion):
-        serving.default_sampling_params = defaults
-    return state
-
-
-def sampling_defaults(folder: Path) -> dict[str, Any]:
-    """What ``generation_config.json`` says about requests that name no temperature and so on."""
-    try:
-        config = json.loads((folder / "generation_config.json").read_text())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise ArtifactError(str(folder), f"generation_config.json is not JSON: {error}") from error
-    if config.get("do_sample") is False:
-        return {"temperature": 0.0}
-    return {key: config[key] for key in _SAMPLING_KEYS if config.get(key) is not None}
-
-
-def _frontend_args(arguments: list[str]) -> argparse.Namespace:
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    namespace: argparse.Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)
-    return namespace

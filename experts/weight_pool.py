@@ -16,7 +16,7 @@ This module knows torch and nothing of vLLM; ``experts.vllm_worker`` finds the t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,10 +80,14 @@ class TensorLayout:
 
 
 class PooledWeights:
-    """One expert's weights: a flat host buffer and typed views into it."""
+    """One expert's weights: a flat host buffer and typed views into it.
+
+    ``digest``: of the bytes when ``seal`` was last called.
+    """
 
     def __init__(self, layout: TensorLayout, *, pin: bool) -> None:
         self.layout = layout
+        self.digest = ""
         self._flat = torch.empty(layout.total_bytes, dtype=torch.uint8)
         self._registered = pin and _register_host_memory(self._flat)
         self.views: dict[str, torch.Tensor] = {
@@ -93,15 +97,16 @@ class PooledWeights:
             for slot in layout.slots
         }
 
-    def digest(self) -> str:
-        """SHA-256 over every tensor's name, type, shape and bytes, in layout order."""
+    def seal(self) -> None:
+        """The weights are complete: take the SHA-256 over every tensor's name, type, shape and
+        bytes, in layout order."""
         hasher = hashlib.sha256()
         for slot in self.layout.slots:
             hasher.update(f"{slot.name}|{slot.dtype}|{slot.shape}|".encode())
             start, stop = slot.offset_bytes, slot.offset_bytes + slot.size_bytes
             for at in range(start, stop, _DIGEST_CHUNK_BYTES):
                 hasher.update(self._flat[at : min(at + _DIGEST_CHUNK_BYTES, stop)].numpy().data)
-        return hasher.hexdigest()
+        self.digest = hasher.hexdigest()
 
     def release(self) -> None:
         """Give the page lock back; the buffer itself goes with the last view."""
@@ -127,17 +132,23 @@ class WeightPool:
             )
         self._pin = pin
         self._entries: dict[str, PooledWeights] = {}
+        self._spare: list[PooledWeights] = []
+        self._buffers = 0  # made so far: entries, spare ones and those lent out
         self._scores = EvictionScores()
 
     @property
     def used_bytes(self) -> int:
-        return len(self._entries) * self.layout.total_bytes
+        return self._buffers * self.layout.total_bytes
 
     def __contains__(self, expert: object) -> bool:
         return expert in self._entries
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
+
+    def digests(self) -> dict[str, str]:
+        """Of every entry."""
+        return {expert: entry.digest for expert, entry in self._entries.items()}
 
     def views(self, expert: str) -> Mapping[str, torch.Tensor]:
         """The entry's tensors. Raises PoolError."""
@@ -153,20 +164,41 @@ class WeightPool:
         differences = self.layout.differences(TensorLayout.of(tensors))
         if differences:
             raise PoolError(f"{expert}: the engine's tensors changed: {differences}")
-        entry = self._entries.get(expert) or self._buffer()
+        entry = self._entries.get(expert) or self.reserve()
+        assert entry is not None  # nothing was to be kept
         for name, tensor in tensors.items():
             entry.views[name].copy_(tensor)
-        self._entries[expert] = entry
-        self._scores.loaded(expert, cost_s=cost_s, size_bytes=self.layout.payload_bytes)
+        entry.seal()
+        self.install(expert, entry, cost_s=cost_s)
         return entry
 
-    def _buffer(self) -> PooledWeights:
-        """A buffer of its own while there is room, else that of the least valuable entry."""
-        if len(self._entries) < self.entries_max:
-            return PooledWeights(self.layout, pin=self._pin)
-        victim = self._scores.victim(self._entries)
+    def reserve(self, keep: Collection[str] = ()) -> PooledWeights | None:
+        """A buffer to load another expert into: a new one while there is room, else that of the
+        least valuable entry outside ``keep``; None when all must be kept.
+
+        Its contents are undefined. It goes back by ``install`` or ``give_back``.
+        """
+        if self._spare:
+            return self._spare.pop()
+        if self._buffers < self.entries_max:
+            made = PooledWeights(self.layout, pin=self._pin)
+            self._buffers += 1
+            return made
+        candidates = [expert for expert in self._entries if expert not in keep]
+        if not candidates:
+            return None
+        victim = self._scores.victim(candidates)
         self._scores.evicted(victim)
         return self._entries.pop(victim)
+
+    def install(self, expert: str, entry: PooledWeights, *, cost_s: float) -> None:
+        """From now on ``entry`` holds ``expert``'s weights. ``cost_s``: what loading them took."""
+        self._entries[expert] = entry
+        self._scores.loaded(expert, cost_s=cost_s, size_bytes=self.layout.payload_bytes)
+
+    def give_back(self, entry: PooledWeights) -> None:
+        """A reserved buffer that nothing came of."""
+        self._spare.append(entry)
 
     def copy_into(self, expert: str, tensors: Mapping[str, torch.Tensor]) -> int:
         """Overwrite the engine's tensors with ``expert``'s; returns the bytes copied."""
@@ -181,6 +213,7 @@ class WeightPool:
         entry = self._entries.pop(expert, None)
         if entry is not None:
             self._scores.evicted(expert)
+            self._buffers -= 1
             entry.release()
 
     def _entry(self, expert: str) -> PooledWeights:
@@ -195,6 +228,21 @@ def _copy_on_host(source: Mapping[str, torch.Tensor], target: Mapping[str, torch
         tensor.copy_(source[name])
 
 
+def chunk_pairs(
+    source: Mapping[str, torch.Tensor],
+    target: Mapping[str, torch.Tensor],
+    chunk_bytes: int = 64 << 20,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Pairs of flat byte views that cover every tensor once, none longer than ``chunk_bytes``.
+
+    An embedding of a gigabyte on one stream would leave the others idle at the end.
+    """
+    for name, tensor in target.items():
+        wanted = tensor.view(-1).view(torch.uint8)
+        held = source[name].view(-1).view(torch.uint8)
+        yield from zip(held.split(chunk_bytes), wanted.split(chunk_bytes), strict=True)
+
+
 _COPY_STREAMS = 2
 _streams: dict[torch.device, list[Any]] = {}
 
@@ -202,15 +250,15 @@ _streams: dict[torch.device, list[Any]] = {}
 def _copy_over_streams(
     source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]
 ) -> None:
-    """Page-locked host to device, round robin over streams, complete when this returns."""
+    """Page-locked host to device, in chunks round robin over streams; complete on return."""
     device = next(iter(target.values())).device
     if device not in _streams:
         _streams[device] = [torch.cuda.Stream(device) for _ in range(_COPY_STREAMS)]
     streams = _streams[device]
     torch.cuda.current_stream(device).synchronize()  # nothing may still read the old weights
-    for at, (name, tensor) in enumerate(target.items()):
+    for at, (chunk, place) in enumerate(chunk_pairs(source, target)):
         with torch.cuda.stream(streams[at % len(streams)]):
-            tensor.copy_(source[name], non_blocking=True)
+            place.copy_(chunk, non_blocking=True)
     for stream in streams:
         stream.synchronize()
 

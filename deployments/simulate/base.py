@@ -34,6 +34,9 @@ class Quiet:
     def woken(self, key: int) -> None:
         del key
 
+    def loaded(self, node: int, expert: str) -> None:
+        del node, expert
+
 
 class WaitQueue:
     """First in, first out; whoever no longer waits is skipped."""

@@ -58,8 +58,12 @@ class Link(Section):
 
 
 class HostMemory(Section):
-    """The weight pool, shared by all accelerators, and the disk behind it."""
+    """The weight pool of one node, shared by its accelerators, and the node's disk behind it.
 
+    ``count``: nodes. Accelerator a is in node a modulo the count.
+    """
+
+    count: int = Field(1, ge=1, le=1024)
     memory_bytes: SizeBytes
     disk_gigabytes_per_s: Bandwidth
 
@@ -118,7 +122,7 @@ class SchedulerSettings(Section):
 
 
 class Cluster(Section):
-    """One node. Engines are numbered from 0; engine e runs on accelerator e modulo the count."""
+    """One or several nodes. Engines are numbered from 0; engine e is on accelerator e mod count."""
 
     accelerators: Accelerators
     link: Link
@@ -136,6 +140,8 @@ class Cluster(Section):
                 f"{device.engines_per_accelerator} engines with their weights and cache need "
                 f"{needed} bytes, the accelerator has {device.device_bytes}"
             )
+        if self.host.count > device.count:
+            raise ValueError("host.count must not exceed accelerators.count")
         if self.host.memory_bytes < self.experts.bytes:
             raise ValueError("host.memory_bytes must hold at least one expert")
         return self

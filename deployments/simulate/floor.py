@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from deployments.simulate.cluster import Cluster
 from deployments.simulate.engine import EngineModel
 from deployments.simulate.job import Job, JobState
+from deployments.simulate.memory import NodeMemory
 from deployments.simulate.workload import Workload
 
 __all__ = ["Floor", "Policy", "RuleBroken", "Slot", "Tally", "replay"]
 
-_ENGINE, _SWAPPED, _WOKEN = 0, 1, 2
+_ENGINE, _SWAPPED, _WOKEN, _LOADED = 0, 1, 2, 3
 _PROGRESS_EVERY = 500
 Event = tuple[float, int, int, int, int]  # time, sequence, kind, slot or key, version
 
@@ -87,6 +88,9 @@ class Policy(Protocol):
 
     def woken(self, key: int) -> None: ...
 
+    def loaded(self, node: int, expert: str) -> None:
+        """Weights that ``Floor.load`` asked for are in the node's memory."""
+
 
 class Floor:
     """Single owner of the simulated time and of everything that happens in it.
@@ -106,13 +110,13 @@ class Floor:
         self._seq = 0
         self._wakes: dict[int, int] = {}
         self._link_free_ms = [0.0] * cluster.accelerators.count
-        self._disk_free_ms = 0.0
-        self._pooled = OrderedDict.fromkeys(reversed(self.experts[: cluster.pooled_max]))
+        self.nodes = cluster.host.count
+        self._memory = NodeMemory(cluster, self.experts)
+        self._loads: list[tuple[int, str]] = []  # asked for, by number of the event
         self._patience: deque[tuple[float, Job]] = deque()
         self._open = 0
         self._jobs: list[Job] = []
         self.swaps = 0
-        self._disk_loads = 0
         self._stops = 0
         self._end_ms = 0.0
 
@@ -179,10 +183,39 @@ class Floor:
         if at_ms is not None:
             self._push(max(self.now_ms, at_ms), _WOKEN, key, version)
 
+    def node_of(self, slot: Slot) -> int:
+        return self._accelerator(slot) % self.nodes
+
+    def in_memory(self, node: int) -> frozenset[str]:
+        """Experts whose weights the node's memory holds."""
+        return self._memory.held(node)
+
+    def fill(self, node: int, experts: Sequence[str]) -> None:
+        """What the node's memory holds before the trace begins."""
+        if self.now_ms > 0.0 or self._jobs or len(experts) > self.cluster.pooled_max:
+            raise RuleBroken("memory is filled before the first request, and not beyond its size")
+        self._memory.fill(node, experts)
+
+    def load(self, node: int, expert: str, keep: Collection[str] = ()) -> bool:
+        """Read an expert from the node's disk ahead of its swap; ``loaded`` tells when it is there.
+
+        False when there is no room beside ``keep``. The least recently used others leave at once.
+        """
+        ready_ms = self._memory.load(node, expert, keep, self.now_ms)
+        if ready_ms is None:
+            return False
+        self._loads.append((node, expert))
+        self._push(ready_ms, _LOADED, len(self._loads) - 1, 0)
+        return True
+
+    def drop(self, node: int, expert: str) -> None:
+        """Let go of an expert's weights in a node's memory; engines keep what they hold."""
+        self._memory.drop(node, expert)
+
     def swap_estimate_ms(self, slot: Slot, expert: str) -> float:
         """What a swap would take that began now. Reserves nothing."""
         link_ms = self._link_free_ms[self._accelerator(slot)]
-        ready_ms = self._ready_ms(expert)
+        ready_ms = self._memory.ready_ms(self.node_of(slot), expert, self.now_ms)
         copied_ms = max(ready_ms, link_ms) + self.cluster.copy_ms
         return copied_ms + self.cluster.link.swap_fixed_ms - self.now_ms
 
@@ -204,7 +237,7 @@ class Floor:
                 self._expire(policy)
             else:
                 self._happen(policy)
-        return Tally(self._jobs, self.swaps, self._disk_loads, self._stops, self._end_ms)
+        return Tally(self._jobs, self.swaps, self._memory.disk_loads, self._stops, self._end_ms)
 
     def _arrive(self, job: Job, policy: Policy) -> None:
         self.now_ms = job.arrived_ms
@@ -228,6 +261,10 @@ class Floor:
         elif kind == _SWAPPED:
             self._swapped(self.slots[number])
             policy.swapped(self.slots[number])
+        elif kind == _LOADED:
+            node, expert = self._loads[number]
+            self._memory.touch(node, expert)
+            policy.loaded(node, expert)
         elif self._wakes[number] == version:
             policy.woken(number)
 
@@ -293,30 +330,14 @@ class Floor:
     def _accelerator(self, slot: Slot) -> int:
         return slot.number % self.cluster.accelerators.count
 
-    def _ready_ms(self, expert: str) -> float:
-        """When the expert is in host memory, read from disk if need be."""
-        if expert in self._pooled:
-            return self.now_ms
-        return max(self.now_ms, self._disk_free_ms) + self.cluster.disk_ms
-
     def _swap_ms(self, slot: Slot, expert: str) -> float:
         """Duration of a swap from now; disk and link serve one expert at a time."""
         duration_ms = self.swap_estimate_ms(slot, expert)
         self._link_free_ms[self._accelerator(slot)] = (
             self.now_ms + duration_ms - self.cluster.link.swap_fixed_ms
         )
-        if expert not in self._pooled:
-            self._disk_free_ms = self._ready_ms(expert)
-            self._disk_loads += 1
-        self._touch_pool(expert)
+        self._memory.fetch(self.node_of(slot), expert, self.now_ms)
         return duration_ms
-
-    def _touch_pool(self, expert: str) -> None:
-        """Least recently used leaves the pool; experts are equal in size and in cost."""
-        self._pooled[expert] = None
-        self._pooled.move_to_end(expert)
-        while len(self._pooled) > self.cluster.pooled_max:
-            self._pooled.popitem(last=False)
 
 
 def replay(

@@ -8,17 +8,22 @@
 - **fairness**: Jain's index (sum x)^2 / (n sum x^2) over the mean waits x of the n experts that had
   requests; 1 when all wait alike, 1/n when one expert does all the waiting, 1 when nobody waits. It
   judges evenness only: a policy under which almost nobody waits may well score low.
+- **swaps_min**: the fewest swaps with which the requests could have been started in the same order
+  (``belady``); ``swaps`` over it is what the policy's choice of victims, its copies and its drains
+  cost.
 - **cost**: all accelerators for the length of the run (until the last request ended, at least the
   horizon), per million tokens, of all served requests and of those within the objective.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from deployments.simulate.belady import fewest_swaps
 from deployments.simulate.cluster import Cluster
 from deployments.simulate.floor import Tally
 from deployments.simulate.job import Job, JobState
@@ -34,7 +39,8 @@ QUANTILES = 101
 @dataclass(frozen=True, slots=True)
 class PolicyResult:
     """One policy's figures. Times in seconds; ``cost_micro_usd_per_mtok*`` is None when no token
-    counts. ``wait_quantiles_s``: 0 %, 1 %, ... 100 %.
+    counts. ``expert_wait_s``: each expert's p50, p95 and p99. ``wait_quantiles_s``: 0 %, 1 %, ...
+    100 %.
     """
 
     requests: int
@@ -43,10 +49,12 @@ class PolicyResult:
     p50_wait_s: float
     p95_wait_s: float
     p99_wait_s: float
+    max_wait_s: float
     mean_wait_s: float
     p95_ttft_s: float
     goodput: float
     swaps: int
+    swaps_min: int
     disk_loads: int
     restarts: int
     hit_rate: float
@@ -55,6 +63,7 @@ class PolicyResult:
     cost_micro_usd_per_mtok_in_objective: int | None
     end_s: float
     expert_mean_wait_s: dict[str, float]
+    expert_wait_s: dict[str, tuple[float, float, float]]
     expert_requests: dict[str, int]
     wait_quantiles_s: tuple[float, ...]
 
@@ -82,10 +91,12 @@ def judge(
         p50_wait_s=_percentile(waits_s, 50),
         p95_wait_s=_percentile(waits_s, 95),
         p99_wait_s=_percentile(waits_s, 99),
+        max_wait_s=float(waits_s.max()) if jobs else 0.0,
         mean_wait_s=float(np.mean(waits_s)) if jobs else 0.0,
         p95_ttft_s=_percentile(ttfts_s, 95),
         goodput=len(timely) / max(1, len(jobs)),
         swaps=tally.swaps,
+        swaps_min=fewest_swaps(_order(jobs), cluster.engines),
         disk_loads=tally.disk_loads,
         restarts=tally.stops,
         hit_rate=sum(job.hit for job in served) / max(1, len(served)),
@@ -94,6 +105,7 @@ def judge(
         cost_micro_usd_per_mtok_in_objective=_cost(cluster, length_ms, timely),
         end_s=tally.end_ms / 1e3,
         expert_mean_wait_s=means,
+        expert_wait_s={expert: _tail(waits) for expert, waits in per_expert.items()},
         expert_requests={expert: len(waits) for expert, waits in per_expert.items()},
         wait_quantiles_s=_quantiles(waits_s),
     )
@@ -118,6 +130,18 @@ def _ttft_ms(job: Job, patience_ms: float) -> float:
     if job.state is not JobState.SERVED:
         return patience_ms
     return job.first_token_ms - job.arrived_ms
+
+
+def _order(jobs: Iterable[Job]) -> list[str]:
+    """Experts in the order in which their requests last started."""
+    started = [job for job in jobs if not math.isnan(job.started_ms)]
+    started.sort(key=lambda job: job.started_ms)  # stable: among equals, in order of arrival
+    return [job.expert for job in started]
+
+
+def _tail(waits_s: Sequence[float]) -> tuple[float, float, float]:
+    p50, p95, p99 = np.percentile(waits_s, (50, 95, 99))
+    return float(p50), float(p95), float(p99)
 
 
 def _by_expert(jobs: Iterable[Job], waits_s: Iterable[float]) -> dict[str, list[float]]:

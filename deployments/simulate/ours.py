@@ -1,28 +1,25 @@
 """Our own policy: the scheduler that hosts run, one per slot, behind the gateway's choice of host.
 
 Nothing of it is written again here: ``Scheduler`` decides at the slot, ``choose_host`` picks the
-slot, ``add_dispatched`` keeps the gateway's picture honest between two listings of the registry.
-The picture is as old here as it may be in operation.
+slot from what the gateway knows (``gateway_view``).
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
-from deployments.choose_host import choose_host
-from deployments.host_directory import add_dispatched
-from deployments.host_record import HostRecord
 from deployments.simulate.floor import Floor, RuleBroken, Slot
+from deployments.simulate.gateway_view import GatewayView
 from deployments.simulate.job import Job
+from deployments.simulate.node_placement import MOVE_MS, NodePlacement
 from deployments.swap.config import SchedulerConfig
 from deployments.swap.core import Scheduler
 from deployments.swap.effects import AbortInFlight, BeginSwap, Effect, Grant, Refuse, WakeAt
+from deployments.swap.prefetch import next_prefetch
 
-__all__ = ["LISTING_MS", "Ours", "scheduler_config"]
+__all__ = ["Ours", "scheduler_config"]
 
-LISTING_MS = 500.0  # HostDirectory's pause between two listings
 QUEUE_MAX = 1_000_000  # only patience ends a wait here, for every policy alike
 
 
@@ -39,22 +36,23 @@ def scheduler_config(floor: Floor) -> SchedulerConfig:
 class Ours:
     """Carries out the schedulers' effects on the floor, as the driver does on an engine."""
 
-    def __init__(self, floor: Floor, listing_ms: float = LISTING_MS) -> None:
+    def __init__(self, floor: Floor) -> None:
         self.floor = floor
         self.config = scheduler_config(floor)
         self.schedulers = [Scheduler(self.config, floor.experts) for _ in floor.slots]
         self._jobs: dict[str, Job] = {}
         self._at: dict[str, int] = {}
-        self._listing_ms = listing_ms
-        self._listed: list[HostRecord] = []
-        self._listed_at_ms = float("-inf")
-        self._dispatched: dict[int, Counter[str]] = {}
+        self.view = GatewayView(self.schedulers, floor.experts)
+        self.placement = NodePlacement(floor, self.view) if floor.nodes > 1 else None
+        self._short_of_memory = floor.cluster.pooled_max < len(floor.experts)
+        self._prefetching: set[int] = set()  # nodes
+        self._place_next()
 
     def arrived(self, job: Job) -> None:
         self._jobs[job.id] = job
-        number = self._choose(job.expert)
+        number = self.view.choose(job.expert, self.floor.now_ms)
         self._at[job.id] = number
-        scheduler = self.schedulers[number]
+        scheduler = self._at_slot(number)
         self._do(number, scheduler.arrive(job.id, job.expert, now_ms=self.floor.now_ms))
 
     def first_token(self, job: Job) -> None:
@@ -63,19 +61,65 @@ class Ours:
 
     def finished(self, job: Job) -> None:
         self._forget(job.id)
-        self._do(job.slot, self.schedulers[job.slot].finish(job.id, self.floor.now_ms))
+        if self.placement is not None:
+            self.placement.served(job.expert, self.floor.now_ms - job.started_ms)
+        self._do(job.slot, self._at_slot(job.slot).finish(job.id, self.floor.now_ms))
 
     def swapped(self, slot: Slot) -> None:
         assert slot.resident is not None
-        scheduler = self.schedulers[slot.number]
+        scheduler = self._at_slot(slot.number)
         self._do(slot.number, scheduler.swap_done(slot.resident, self.floor.now_ms, slot.swap_ms))
 
     def left(self, job: Job) -> None:
         number = self._forget(job.id)
-        self._do(number, self.schedulers[number].cancel(job.id, self.floor.now_ms))
+        self._do(number, self._at_slot(number).cancel(job.id, self.floor.now_ms))
 
     def woken(self, key: int) -> None:
-        self._do(key, self.schedulers[key].tick(self.floor.now_ms))
+        if key == len(self.schedulers):
+            self._place_next()
+            return
+        self._do(key, self._at_slot(key).tick(self.floor.now_ms))
+
+    def loaded(self, node: int, expert: str) -> None:
+        self._prefetching.discard(node)
+        if self.placement is not None:
+            self.placement.loaded(node, expert)
+
+    # --- memory ----------------------------------------------------------------------------------
+
+    def _place_next(self) -> None:
+        """One move of the placement, every so often."""
+        if self.placement is None:
+            return
+        if self.floor.now_ms > 0.0:
+            self.placement.tick(self._in_use())
+        self.floor.wake(len(self.schedulers), self.floor.now_ms + MOVE_MS)
+
+    def _in_use(self) -> set[tuple[int, str]]:
+        """Nodes and experts that run, wait, or are on their way into an engine there."""
+        used: set[tuple[int, str]] = set()
+        for slot, scheduler in zip(self.floor.slots, self.schedulers, strict=True):
+            snapshot = scheduler.snapshot()
+            here = {*snapshot.queued, snapshot.resident, snapshot.target}
+            used |= {(self.floor.node_of(slot), expert) for expert in here if expert is not None}
+        return used
+
+    def _prefetch(self, slot: Slot) -> None:
+        """As the driver does: what is wanted most and lacks, from disk while another one runs."""
+        node = self.floor.node_of(slot)
+        if node in self._prefetching:
+            return
+        scheduler = self.schedulers[slot.number]
+        in_use = [e for e in (slot.resident, slot.target) if e is not None]
+        memory = self.floor.in_memory(node)
+        following = next_prefetch(scheduler.wanted(), memory, in_use, slot.target)
+        if following and self.floor.load(node, following.expert, following.keep):
+            self._prefetching.add(node)
+
+    def _at_slot(self, number: int) -> Scheduler:
+        """The slot's scheduler, about to be told something."""
+        self.view.touch(number, self.floor.now_ms)
+        return self.schedulers[number]
 
     # --- effects ---------------------------------------------------------------------------------
 
@@ -94,6 +138,9 @@ class Ours:
                 self.floor.wake(number, effect.at_ms)
             elif isinstance(effect, AbortInFlight):
                 self._abort(number, effect.request_ids)
+        if self._short_of_memory:
+            self._prefetch(slot)
+        self.view.note(number, self.floor.now_ms)
 
     def _abort(self, number: int, request_ids: Iterable[str]) -> None:
         for request_id in request_ids:
@@ -103,39 +150,3 @@ class Ours:
     def _forget(self, request_id: str) -> int:
         del self._jobs[request_id]
         return self._at.pop(request_id)
-
-    # --- choice of host --------------------------------------------------------------------------
-
-    def _choose(self, expert: str) -> int:
-        now_ms = self.floor.now_ms
-        if now_ms - self._listed_at_ms >= self._listing_ms:
-            self._listed = [self._record(number) for number in range(len(self.schedulers))]
-            self._listed_at_ms = now_ms
-            self._dispatched.clear()
-        seen = [self._with_dispatched(n, record) for n, record in enumerate(self._listed)]
-        chosen = choose_host(seen, expert, now_ms)
-        assert chosen is not None  # every slot serves every expert
-        number = int(chosen.host_id)
-        self._dispatched.setdefault(number, Counter())[expert] += 1
-        return number
-
-    def _with_dispatched(self, number: int, record: HostRecord) -> HostRecord:
-        sent = self._dispatched.get(number)
-        return add_dispatched(record, sent) if sent else record
-
-    def _record(self, number: int) -> HostRecord:
-        """As ``ExpertHost.record`` makes it."""
-        snapshot = self.schedulers[number].snapshot()
-        return HostRecord(
-            host_id=f"{number:04d}",
-            url="",
-            experts=self.floor.experts,
-            resident=snapshot.resident,
-            queue_depths=snapshot.queued,
-            in_flight=snapshot.in_flight,
-            swap_ms=snapshot.swap_ms,
-            out_of_service=snapshot.out_of_service,
-            slot_state=snapshot.phase.value,
-            heartbeat_ms=int(self.floor.now_ms),
-            queued_request_ms=(snapshot.service_ms or 0.0) / snapshot.in_flight_max,
-        )

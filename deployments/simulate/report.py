@@ -20,11 +20,22 @@ _COLUMNS = (
     ("p50_wait_s", "{:.2f}"),
     ("p95_wait_s", "{:.2f}"),
     ("p99_wait_s", "{:.2f}"),
+    ("max_wait_s", "{:.2f}"),
     ("missed", "{}"),
     ("swaps", "{}"),
+    ("swaps_min", "{}"),
     ("hit_rate", "{:.3f}"),
     ("fairness", "{:.3f}"),
 )
+
+_BARS = (
+    ("Goodput", "goodput", 1.0, "{:.3f}"),
+    ("Swaps", "swaps", 1.0, "{:.0f}"),
+    ("Hit rate", "hit_rate", 1.0, "{:.3f}"),
+    ("Fairness", "fairness", 1.0, "{:.3f}"),
+    ("Dollars per million tokens", "cost_micro_usd_per_mtok", 1e6, "{:.3f}"),
+)
+"""Title, key of a policy's figure, what it is divided by, how it is written."""
 
 
 def html_report(result: Mapping[str, Any]) -> str:
@@ -40,10 +51,10 @@ def html_report(result: Mapping[str, Any]) -> str:
         "<h2>Share of requests that waited at most …</h2>",
         "<p>Wait until the request starts. Never served counts as the caller's whole patience.</p>",
         _wait_plot(policies),
-        "<h2>Goodput</h2>",
-        _bars({name: float(p["goodput"]) for name, p in policies.items()}, "{:.3f}"),
-        "<h2>Swaps</h2>",
-        _bars({name: float(p["swaps"]) for name, p in policies.items()}, "{:.0f}"),
+        *_bar_charts(policies),
+        "<h2>Wait per expert</h2>",
+        "<p>p50, p95 and p99, experts from the busiest to the least busy; logarithmic.</p>",
+        *(_expert_plot(name, p) for name, p in policies.items()),
         "<h2>Mean wait per expert, seconds</h2>",
         _expert_table(policies),
     ]
@@ -51,6 +62,46 @@ def html_report(result: Mapping[str, Any]) -> str:
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>coe simulate</title>'
         f"<style>{_STYLE}</style><body>{body}</body></html>\n"
+    )
+
+
+def _bar_charts(policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    parts = []
+    for title, key, unit, shape in _BARS:
+        values = {name: (p[key] or 0) / unit for name, p in policies.items()}
+        parts += [f"<h2>{title}</h2>", _bars(values, shape)]
+    return parts
+
+
+def _expert_plot(name: str, policy: Mapping[str, Any]) -> str:
+    """Three lines over the experts, one for each percentile of their waits."""
+    counts: Mapping[str, int] = policy["expert_requests"]
+    experts = sorted(counts, key=lambda expert: (-counts[expert], expert))
+    waits_s = [policy["expert_wait_s"][expert] for expert in experts]
+    longest_s = max((wait[-1] for wait in waits_s), default=1.0)
+    decades = max(1, math.ceil(math.log10(max(longest_s, 0.1) / _WAIT_FLOOR_S)))
+    marks = [_height_mark(_WAIT_FLOOR_S * 10**n, decades) for n in range(decades + 1)]
+    lines = [
+        _expert_line([wait[n] for wait in waits_s], decades, colour) + _legend(n, label, colour)
+        for n, (label, colour) in enumerate(zip(("p50", "p95", "p99"), _COLOURS, strict=False))
+    ]
+    return f"<h3>{html.escape(name)}</h3>" + _svg([*marks, *lines], _HEIGHT)
+
+
+def _expert_line(waits_s: Sequence[float], decades: int, colour: str) -> str:
+    step = (_WIDTH - _LEFT - 140) / max(1, len(waits_s) - 1)
+    points = " ".join(
+        f"{_LEFT + n * step:.1f},{_y(_log_share(wait_s, decades)):.1f}"
+        for n, wait_s in enumerate(waits_s)
+    )
+    return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
+
+
+def _height_mark(wait_s: float, decades: int) -> str:
+    y = _y(_log_share(wait_s, decades))
+    return (
+        f'<line x1="{_LEFT}" x2="{_WIDTH - 140}" y1="{y:.1f}" y2="{y:.1f}" stroke="#eee"/>'
+        f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{wait_s:g} s</text>'
     )
 
 
@@ -100,8 +151,12 @@ def _line(quantiles_s: Sequence[float], decades: int, colour: str) -> str:
 
 
 def _x(wait_s: float, decades: int) -> float:
-    share = math.log10(max(wait_s, _WAIT_FLOOR_S) / _WAIT_FLOOR_S) / decades
-    return _LEFT + share * (_WIDTH - _LEFT - 140)
+    return _LEFT + _log_share(wait_s, decades) * (_WIDTH - _LEFT - 140)
+
+
+def _log_share(wait_s: float, decades: int) -> float:
+    """Where the wait stands on a logarithmic axis, from 0 to 1."""
+    return math.log10(max(wait_s, _WAIT_FLOOR_S) / _WAIT_FLOOR_S) / decades
 
 
 def _y(share: float) -> float:

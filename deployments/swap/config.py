@@ -16,6 +16,7 @@ _ABOVE_ZERO = (
     "announce_ttl_ms",
     "measure_ttl_ms",
     "close_grace_ms",
+    "prefetch_pause_ms",
 )
 
 
@@ -33,6 +34,7 @@ class SchedulerConfig:
     hint counts, as a share of a waiting request, and for how long. ``measure_weight``: share of the
     newest sample in a moving average; ``measure_ttl_ms``: age at which a measurement no longer
     justifies a refusal. ``close_grace_ms``: how long closing waits for a running swap.
+    ``prefetch_pause_ms``: how long after a load from disk that could not be done another is tried.
     """
 
     queue_max: int = 256
@@ -49,6 +51,7 @@ class SchedulerConfig:
     measure_weight: float = 0.3
     measure_ttl_ms: float = 300_000.0
     close_grace_ms: float = 5_000.0
+    prefetch_pause_ms: float = 1_000.0
 
     def __post_init__(self) -> None:
         for setting in fields(self):

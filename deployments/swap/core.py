@@ -24,9 +24,10 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from deployments.swap.config import SchedulerConfig
+from deployments.swap.costs import EngineCosts
 from deployments.swap.effects import (
     AbortInFlight,
     BeginSwap,
@@ -54,17 +55,26 @@ class Scheduler:
     """Decides for one slot. Every method that takes an event returns the effects it causes.
 
     ``experts``: all that this slot can hold; an id outside them raises ``KeyError``. ``resident``:
-    whose weights are in the engine already, if anybody's. Events must come in time order; one that
-    is late is taken to happen at the latest time seen.
+    whose weights are in the engine already, if anybody's. ``engines``: the engine that each expert
+    runs in, where engines share the slot by sleeping in turn; a swap to another engine has a cost
+    of its own. Events must come in time order; one that is late is taken to happen at the latest
+    time seen.
     """
 
     def __init__(
-        self, config: SchedulerConfig, experts: Sequence[str], resident: str | None = None
+        self,
+        config: SchedulerConfig,
+        experts: Sequence[str],
+        resident: str | None = None,
+        engines: Mapping[str, str] | None = None,
     ) -> None:
         self._config = config
         self._lanes = {expert: Lane(expert, self._measured()) for expert in experts}
+        self._costs = EngineCosts(self._lanes, engines or {}, self._measured)
         if resident is not None and resident not in self._lanes:
             raise KeyError(resident)
+        if resident is not None:
+            self._costs.awake(resident)
         phase = SlotPhase.EMPTY if resident is None else SlotPhase.SERVING
         self._slot = Slot(phase=phase, resident=resident)
         self._queued: dict[str, Request] = {}
@@ -160,9 +170,11 @@ class Scheduler:
         self._advance(now_ms)
         lane = self._swapped_lane(expert)
         lane.swap.observe(swap_ms, self._now_ms)
-        self._any_swap.observe(swap_ms, self._now_ms)
+        if self._costs.in_place(expert):
+            self._any_swap.observe(swap_ms, self._now_ms)
         # A turn costs its swap and the drain that ends it, which lasts about one service time.
         turn_ms = (lane.swap.value or 0.0) + (self._service.value or 0.0)
+        self._costs.awake(expert)
         stays_ms = self._config.residency_ms(turn_ms)
         self._slot.swap_done(self._now_ms + stays_ms)
         if lane.out_of_service is None:
@@ -238,6 +250,16 @@ class Scheduler:
         Comparable, and cheap enough to compare after every event.
         """
         return (self._slot.phase, self._slot.resident, self._slot.target, self._service_changes)
+
+    def wanted(self) -> list[str]:
+        """Experts with work waiting or announced, the greatest demand first."""
+        bound_ms = self._config.age_bound_ms
+        demand = {
+            lane.expert: lane.demand(self._now_ms, bound_ms) + self._hinted(lane)
+            for lane in self._lanes.values()
+            if lane.out_of_service is None and (lane.count or lane.hints(self._now_ms))
+        }
+        return sorted(demand, key=demand.__getitem__, reverse=True)
 
     def has_sent(self, request_id: str) -> bool:
         """Whether a granted request has begun to send."""

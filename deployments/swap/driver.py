@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+import math
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol, assert_never
@@ -27,6 +28,8 @@ from deployments.swap.effects import (
     SlotSnapshot,
     WakeAt,
 )
+from deployments.swap.prefetch import Prefetch, next_prefetch
+from deployments.swap.states import SlotPhase
 from experts.errors import (
     CanaryMismatch,
     CoeError,
@@ -38,19 +41,23 @@ from experts.errors import (
     UnknownModel,
 )
 
-__all__ = ["Actuator", "Lease", "SlotDriver", "SwapReport"]
+__all__ = ["Actuator", "Lease", "Prefetcher", "SlotDriver", "SlotScheduler", "SwapReport"]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class SwapReport:
-    """What one swap took. ``bytes``: weights copied. The canary's time is not in ``copy_ms``."""
+    """What one swap took. ``bytes``: weights copied. The canary's time is not in ``copy_ms``, nor
+    is ``turn_ms``, that of putting one engine to sleep and waking or starting another. ``way``:
+    "in_place", "wake" or "start"."""
 
     expert: str
     copy_ms: float
     canary_ms: float
     bytes: int
+    way: str = "in_place"
+    turn_ms: float = 0.0
 
 
 class Actuator(Protocol):
@@ -64,6 +71,65 @@ class Actuator(Protocol):
         let go of a cancellation before the last write to the slot has ended, because the next swap
         may start at once.
         """
+        ...
+
+
+class SlotScheduler(Protocol):
+    """Whoever decides for the slot: ``Scheduler``, or what a benchmark holds against it.
+
+    Each event returns the effects it causes; ``Scheduler`` says what each means.
+    """
+
+    def arrive(
+        self,
+        request_id: str,
+        expert: str,
+        *,
+        now_ms: float,
+        priority: int = 0,
+        deadline_ms: float | None = None,
+    ) -> list[Effect]: ...
+
+    def cancel(self, request_id: str, now_ms: float) -> list[Effect]: ...
+
+    def first_token(self, request_id: str) -> bool: ...
+
+    def has_sent(self, request_id: str) -> bool: ...
+
+    def finish(self, request_id: str, now_ms: float) -> list[Effect]: ...
+
+    def requeue(self, request_id: str, now_ms: float) -> list[Effect]: ...
+
+    def swap_done(self, expert: str, now_ms: float, swap_ms: float) -> list[Effect]: ...
+
+    def swap_failed(self, expert: str, reason: str, now_ms: float) -> list[Effect]: ...
+
+    def tick(self, now_ms: float) -> list[Effect]: ...
+
+    def announce(self, expert: str, now_ms: float) -> list[Effect]: ...
+
+    def retire(self, expert: str, reason: str, now_ms: float) -> list[Effect]: ...
+
+    def restore(self, expert: str, now_ms: float) -> list[Effect]: ...
+
+    def expected_wait_ms(self, expert: str, now_ms: float, priority: int = 0) -> float: ...
+
+    def snapshot(self) -> SlotSnapshot: ...
+
+    def visible_state(self) -> tuple[object, ...]: ...
+
+    def wanted(self) -> list[str]: ...
+
+
+class Prefetcher(Protocol):
+    """Whoever can bring an expert's weights from disk into host memory ahead of its swap."""
+
+    @property
+    def in_pool(self) -> Collection[str]: ...
+
+    async def prefetch(self, expert: str, keep: Sequence[str]) -> bool:
+        """Returns when the weights are there, or False when that is not possible now. Runs beside
+        generations and swaps. Raises ``SwapFailed`` when the weights cannot be loaded."""
         ...
 
 
@@ -109,11 +175,12 @@ class _Ticket:
 
 
 class SlotDriver:
-    """Runs one ``Scheduler`` against one ``Actuator``.
+    """Runs one ``SlotScheduler`` (unless given, a ``Scheduler``) against one ``Actuator``.
 
     ``clock`` tells milliseconds and must advance with the event loop's time. ``on_change`` is
     called soon after the phase, the resident, the target or an expert's service changed; it takes
-    no argument and may read ``snapshot()``.
+    no argument and may read ``snapshot()``. ``engines``: as for ``Scheduler``. ``prefetcher``
+    loads what is waited for or announced and not in host memory; without one, swaps read the disk.
     """
 
     def __init__(
@@ -125,6 +192,9 @@ class SlotDriver:
         clock: Callable[[], float],
         resident: str | None = None,
         on_change: Callable[[], None] | None = None,
+        scheduler: SlotScheduler | None = None,
+        engines: Mapping[str, str] | None = None,
+        prefetcher: Prefetcher | None = None,
     ) -> None:
         self.on_change = on_change
         self.last_swap: SwapReport | None = None
@@ -132,7 +202,10 @@ class SlotDriver:
         self._experts = tuple(experts)
         self._actuator = actuator
         self._clock = clock
-        self._scheduler = Scheduler(config, experts, resident)
+        self._scheduler: SlotScheduler = scheduler or Scheduler(config, experts, resident, engines)
+        self._prefetcher = prefetcher
+        self._prefetching: asyncio.Task[None] | None = None
+        self._prefetch_again_ms = -math.inf
         self._tickets: dict[str, _Ticket] = {}
         self._numbers = itertools.count(1)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -164,6 +237,9 @@ class SlotDriver:
                 self._resolve(ticket, HostUnavailable(ticket.lease.expert))
             elif not self._scheduler.has_sent(name):
                 ticket.lease.aborted.set()
+        if self._prefetching is not None:
+            self._prefetching.cancel()
+            await asyncio.gather(self._prefetching, return_exceptions=True)
         await self._stop_swap()
 
     async def _stop_swap(self) -> None:
@@ -292,6 +368,7 @@ class SlotDriver:
             return
         for effect in effects:
             self._carry_out(effect)
+        self._look_ahead()
         self._tell_change()
 
     def _carry_out(self, effect: Effect) -> None:
@@ -344,6 +421,45 @@ class SlotDriver:
         _log.info("slot is %s, resident %s, target %s", *state[:3])
         if self.on_change is not None and self._loop is not None:
             self._loop.call_soon(self.on_change)  # its failure must not break a request's path
+
+    # --- loading ahead ---------------------------------------------------------------------------
+
+    def _look_ahead(self) -> None:
+        """Have the most wanted expert loaded that host memory lacks; one at a time."""
+        prefetcher, now_ms = self._prefetcher, self._clock()
+        if prefetcher is None or self._prefetching is not None or self._loop is None:
+            return
+        in_pool = prefetcher.in_pool
+        if len(in_pool) >= len(self._experts) or now_ms < self._prefetch_again_ms:
+            return
+        phase, resident, target, *_ = self._scheduler.visible_state()
+        in_use = [str(expert) for expert in (resident, target) if expert is not None]
+        swapping = str(target) if phase is SlotPhase.SWAPPING else None
+        following = next_prefetch(self._scheduler.wanted(), in_pool, in_use, swapping)
+        if following is not None:
+            self._prefetching = self._loop.create_task(
+                self._prefetch(prefetcher, following), name=f"prefetch {following.expert}"
+            )
+
+    async def _prefetch(self, prefetcher: Prefetcher, what: Prefetch) -> None:
+        failure: str | None = None
+        loaded = False
+        try:
+            loaded = await prefetcher.prefetch(what.expert, what.keep)
+        except SwapFailed as error:
+            failure = error.reason
+        # The task's outermost frame. The swap itself will meet the trouble, and say what it is.
+        except Exception:  # noqa: BLE001
+            _log.exception("loading %s ahead raised an unexpected error", what.expert)
+        self._prefetching = None
+        if self._closed:
+            return
+        if not loaded:
+            self._prefetch_again_ms = self._clock() + self._config.prefetch_pause_ms
+        if failure is not None:
+            self.retire(what.expert, failure)
+        elif loaded:
+            self._look_ahead()
 
     # --- swaps -----------------------------------------------------------------------------------
 
