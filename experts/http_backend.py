@@ -270,9 +270,12 @@ class HttpStream:
                 break
             if b'"error"' in payload and (error := error_from_event(self._call.expert, payload)):
                 raise error
-            if not payload.startswith(b"{"):
-                raise ExpertFailed(self._call.expert, 502, "an event that is not a JSON object")
-            batch.append(payload)
+            if payload.startswith(b"{"):
+                batch.append(payload)
+            elif text := payload.strip():  # blank data keeps a line alive at some servers
+                if not text.startswith(b"{"):
+                    raise ExpertFailed(self._call.expert, 502, "an event that is no JSON object")
+                batch.append(text)
         self._events += len(batch)
         self._tail.extend(batch)
         return batch
@@ -347,6 +350,9 @@ def _reply_object(call: ExpertCall, body: bytes) -> dict[str, Any]:
         raise ExpertFailed(call.expert, 502, "a reply that is not JSON") from error
     if not isinstance(decoded, dict):
         raise ExpertFailed(call.expert, 502, "a reply that is not a JSON object")
+    choices = decoded.get("choices") or []
+    if not isinstance(choices, list) or not all(isinstance(one, dict) for one in choices):
+        raise ExpertFailed(call.expert, 502, "a reply whose choices are no list of objects")
     return decoded
 
 

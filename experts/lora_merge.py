@@ -20,6 +20,7 @@ WEIGHTS_FILE = "model.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_CARD_FILE = "card.json"
+MODEL_CONFIG_FILES = ("config.json", "generation_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _PEFT_PREFIX = "base_model.model."
 
@@ -132,10 +133,35 @@ def merged_model(base_dir: Path, adapter_dir: Path) -> Any:
     return PeftModel.from_pretrained(base, adapter_dir).merge_and_unload().to(torch.bfloat16)
 
 
+def _lora_scale(adapter_dir: Path) -> float:
+    """alpha / rank of a plain LoRA; ``ArtifactError`` for variants that are merged differently."""
+    path = adapter_dir / ADAPTER_CONFIG_FILE
+    config = read_card(path)
+    variants = ("use_dora", "use_rslora", "alpha_pattern", "rank_pattern", "fan_in_fan_out")
+    found = {key: str(config[key]) for key in variants if config.get(key)}
+    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or found:
+        raise ArtifactError(str(path), "only plain LoRA adapters without bias are merged", found)
+    return float(config["lora_alpha"]) / float(config["r"])
+
+
 def merge(base_dir: Path, adapter_dir: Path, out_dir: Path) -> None:
-    """Write a full weight folder of base plus adapter, with the base's tokenizer files."""
-    merged_model(base_dir, adapter_dir).save_pretrained(out_dir)
-    for name in TOKENIZER_FILES:
+    """Write a full weight folder of base plus adapter, with the base's configuration and tokenizer.
+
+    Equal, bit for bit, to saving ``merged_model``, in a fraction of the time: each matrix is read,
+    gets ``B A alpha / r`` added in float32, and is rounded once to the base's type.
+    """
+    from safetensors.torch import load_file, save_file
+
+    scale = _lora_scale(adapter_dir)
+    weights, adapter = load_file(base_dir / WEIGHTS_FILE), load_file(adapter_dir / ADAPTER_FILE)
+    for name in [n for n in adapter if ".lora_A." in n]:
+        module = name.removeprefix(_PEFT_PREFIX).partition(".lora_A.")[0]
+        down, up = adapter[name].float(), adapter[name.replace(".lora_A.", ".lora_B.")].float()
+        matrix = weights[f"{module}.weight"]
+        weights[f"{module}.weight"] = (matrix.float() + (up @ down) * scale).to(matrix.dtype)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    save_file(weights, out_dir / WEIGHTS_FILE, metadata={"format": "pt"})
+    for name in (*MODEL_CONFIG_FILES, *TOKENIZER_FILES):
         source = base_dir / name
         if source.is_file():
             shutil.copyfile(source, out_dir / name)

@@ -230,7 +230,7 @@ def _words(text: str) -> list[str]:
 
 
 def _last_user_text(body: Mapping[str, Any]) -> str:
-    if "messages" not in body:
+    if not body.get("messages"):
         prompt = body.get("prompt", "")
         return prompt if isinstance(prompt, str) else ""
     for message in reversed(body["messages"]):

@@ -88,13 +88,15 @@ class BlockSequencer:
     def feed_choice(self, choice: Mapping[str, Any]) -> Iterator[Step]:
         """Steps of one choice of a chunk (``delta``) or of a whole answer (``message``)."""
         delta = choice.get("delta") or choice.get("message") or {}
+        is_whole = not choice.get("delta")
         tokens = (choice.get("logprobs") or {}).get("content") or []
         reasoning = delta.get("reasoning_content") or delta.get("reasoning")
         yield from self._feed(BlockKind.REASONING, 0, reasoning, [])
         yield from self._feed(BlockKind.TEXT, 0, delta.get("content"), tokens)
         yield from self._feed(BlockKind.REFUSAL, 0, delta.get("refusal"), [])
         for position, call in enumerate(delta.get("tool_calls") or ()):
-            yield from self._feed_call(call, call.get("index", position))
+            # In a whole answer a call is what stands there; some servers number all of them 0.
+            yield from self._feed_call(call, position if is_whole else call.get("index", position))
         if (reason := choice.get("finish_reason")) is not None:
             self.finish_reason = reason
             stop = choice.get("stop_reason")

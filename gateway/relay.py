@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from experts.types import Usage
+from gateway.fields import is_int
 
 __all__ = ["ChunkRelay", "strip_logprobs", "usage_in", "usage_of"]
 
@@ -105,12 +106,15 @@ def strip_logprobs(body: dict[str, Any]) -> None:
 
 
 def usage_of(body: Mapping[str, Any]) -> Usage | None:
-    """The ``usage`` of a body or chunk; None when absent or not in OpenAI's shape."""
+    """The ``usage`` of a body or chunk; None when absent or not in OpenAI's shape.
+
+    Counts below zero are in nobody's shape: they would give a key money back.
+    """
     usage = body.get("usage")
     if not isinstance(usage, dict):
         return None
     prompt, output = usage.get("prompt_tokens"), usage.get("completion_tokens", 0)
-    if not (isinstance(prompt, int) and isinstance(output, int)):
+    if not (is_int(prompt) and is_int(output)) or prompt < 0 or output < 0:
         return None
     return Usage(prompt, output)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -39,8 +40,17 @@ async def run(
     config = load_config(config_path)
     async with open_parts(config, redis_url) as parts:
         server = uvicorn.Server(_server_config(application(parts), config))
+        _spare_what_was_loaded()
         async with _beside(admin_listener, parts):
             await server.serve(sockets=[listener])
+
+
+def _spare_what_was_loaded() -> None:
+    """Some 150,000 objects live as long as the process; looking through them in every full
+    collection would stop the loop, and each stream on it, for a tenth of a second.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @contextlib.asynccontextmanager

@@ -5,13 +5,15 @@ cost and mean score; so is every expert alone. The frontier is the upper concave
 on rows whose scores the estimates have not seen. Between two corners a coin, tossed once per query,
 meets any budget exactly in expectation (Dekoninck et al., arXiv 2410.10347, section 3). As the
 experts alone are among the points, a router that knows nothing is the mix of two experts, never
-less (the zero router of Hu et al., arXiv 2403.12031).
+less (the zero router of Hu et al., arXiv 2403.12031). So are the prices of the category map, where
+it is given: on the rows solved on, the frontier is nowhere below the map (Composition of Experts,
+arXiv 2412.01868).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -38,13 +40,15 @@ _PRICE_DECADES: Final = (-2.5, 1.5)
 class Corner:
     """One way to route, and what it cost and scored per query on the rows it was solved on.
 
-    ``expert`` None: the largest q - ``price``·c. Otherwise that column for every query.
+    ``expert`` None: the largest q - ``price``·c, with the category map's q if ``mapped``.
+    Otherwise that column for every query.
     """
 
     price: float
     expert: int | None
     cost: float
     score: float
+    mapped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +60,19 @@ class Mix:
     share: float
 
 
-def chosen(quality: Float64Array, cost: Float64Array, corner: Corner) -> IntArray:
-    """[n] columns for estimates [n, k]; of equals, the cheapest."""
+def chosen(
+    quality: Float64Array, cost: Float64Array, corner: Corner, mapped: Float64Array | None = None
+) -> IntArray:
+    """[n] columns for estimates [n, k]; of equals, the cheapest.
+
+    ``mapped`` [n, k], the table of the query's category, is needed for a corner of the map.
+    """
     if corner.expert is not None:
         return np.full(len(quality), corner.expert, dtype=np.int64)
+    if corner.mapped:
+        if mapped is None:
+            raise ValueError("a corner of the category map needs the map's quality")
+        quality = mapped
     value = quality - corner.price * cost
     tied = value >= value.max(axis=1, keepdims=True) - 1e-12
     columns: IntArray = np.where(tied, cost, np.inf).argmin(axis=1).astype(np.int64)
@@ -67,11 +80,16 @@ def chosen(quality: Float64Array, cost: Float64Array, corner: Corner) -> IntArra
 
 
 def solve_frontier(
-    quality: Float64Array, cost: Float64Array, true_score: Float64Array, true_cost: Float64Array
+    quality: Float64Array,
+    cost: Float64Array,
+    true_score: Float64Array,
+    true_cost: Float64Array,
+    mapped: Float64Array | None = None,
 ) -> tuple[Corner, ...]:
     """Corners by rising cost and score, from estimates and outcomes, each [n, k].
 
-    ``quality`` must be out-of-fold: estimates that know the scores would claim too much.
+    ``quality`` and ``mapped`` must be out-of-fold: estimates that know the scores would claim too
+    much. Which of the two serves a range of budgets is decided by the rows.
     """
     span = float(np.ptp(true_cost.mean(axis=0)))
     unit = 1.0 / span if span > 0 else 0.0
@@ -80,6 +98,17 @@ def solve_frontier(
         _measured(Corner(float(price), None, 0.0, 0.0), quality, cost, true_score, true_cost)
         for price in prices
     ]
+    if mapped is not None:
+        corners += [
+            _measured(
+                Corner(float(price), None, 0.0, 0.0, mapped=True),
+                mapped,
+                cost,
+                true_score,
+                true_cost,
+            )
+            for price in prices
+        ]
     corners += [
         Corner(0.0, k, float(true_cost[:, k].mean()), float(true_score[:, k].mean()))
         for k in range(quality.shape[1])
@@ -95,12 +124,11 @@ def _measured(
     true_score: Float64Array,
     true_cost: Float64Array,
 ) -> Corner:
-    rows, columns = np.arange(len(quality)), chosen(quality, cost, corner)
-    return Corner(
-        corner.price,
-        corner.expert,
-        float(true_cost[rows, columns].mean()),
-        float(true_score[rows, columns].mean()),
+    rows, columns = np.arange(len(quality)), chosen(quality, cost, corner, quality)
+    return replace(
+        corner,
+        cost=float(true_cost[rows, columns].mean()),
+        score=float(true_score[rows, columns].mean()),
     )
 
 

@@ -201,10 +201,15 @@ def _scored(router: _Router, test: Outcomes, progress: Progress) -> Scored:
         outcomes=test,
         known=Known.of(evidence, router.classifier.trained_categories),
         quality=found.quality,
+        mapped=found.mapped,
         expected_cost=found.cost,
         category=tuple(decision.category for decision in found.decisions),
         corners=solve_frontier(
-            evidence.quality, evidence.expected_cost, evidence.score, evidence.cost
+            evidence.quality,
+            evidence.expected_cost,
+            evidence.score,
+            evidence.cost,
+            evidence.mapped,
         ),
     )
 
@@ -243,7 +248,7 @@ def _latency(router: _Router, scored: Scored) -> dict[str, float]:
         began = time.perf_counter()
         vectors = router.embedder.embed([text])
         found = estimates(router.classifier, router.quality, [text], vectors)
-        chosen(found.quality, found.cost, dearest)
+        chosen(found.quality, found.cost, dearest, found.mapped)
         samples.append((time.perf_counter() - began) * 1e3)
     p50, p99 = np.percentile(samples[_WARM_UP:] or samples, [50, 99])
     return {"p50": float(p50), "p99": float(p99)}

@@ -13,8 +13,8 @@ from gateway.evaluation.calibration import reliability
 from gateway.evaluation.curve_metrics import upper_hull
 from gateway.evaluation.evaluate import Evaluation
 from gateway.evaluation.plots import Series, plot
-from gateway.evaluation.scored import Scored
-from policies.frontier import best_corner, chosen
+from gateway.evaluation.scored import Scored, columns_at
+from policies.frontier import best_corner
 
 __all__ = ["html_report", "write_report"]
 
@@ -114,7 +114,7 @@ def _category_table(scored: Scored) -> str:
     """Per true category: every expert's score, the router's at its best, and the oracle's."""
     outcomes = scored.outcomes
     labels = np.array(outcomes.categories or scored.category)
-    columns = chosen(scored.quality, scored.expected_cost, best_corner(scored.corners))
+    columns = columns_at(scored, best_corner(scored.corners))
     routed = outcomes.score[np.arange(len(scored)), columns]
     rows = []
     for name in sorted(set(labels)):
@@ -147,7 +147,7 @@ def _reliability_plot(scored: Scored) -> str:
 
 def _regrets(scored: Scored) -> str:
     outcomes = scored.outcomes
-    columns = chosen(scored.quality, scored.expected_cost, best_corner(scored.corners))
+    columns = columns_at(scored, best_corner(scored.corners))
     rows = np.arange(len(scored))
     best = outcomes.score.argmax(axis=1)
     regret = outcomes.score[rows, best] - outcomes.score[rows, columns]

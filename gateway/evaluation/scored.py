@@ -13,7 +13,7 @@ from policies.mapping import shrunk
 from routers.outcomes import Outcomes
 from routers.quality_record import Evidence
 
-__all__ = ["Choice", "Known", "Scored", "routed"]
+__all__ = ["Choice", "Known", "Scored", "columns_at", "routed"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -52,12 +52,14 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """n held-out queries, k experts. ``quality`` and ``expected_cost`` [n, k] are the router's,
-    ``category`` [n] its decision; ``corners`` the frontier solved on the training evidence."""
+    """n held-out queries, k experts. ``quality``, ``mapped`` (by the category map alone) and
+    ``expected_cost`` [n, k] are the router's, ``category`` [n] its decision; ``corners`` the
+    frontier solved on the training evidence."""
 
     outcomes: Outcomes
     known: Known
     quality: FloatArray
+    mapped: FloatArray
     expected_cost: FloatArray
     category: tuple[str, ...]
     corners: tuple[Corner, ...]
@@ -92,5 +94,9 @@ class Choice:
 
 def routed(scored: Scored, corner: Corner) -> Choice:
     """The held-out queries, routed at one corner of the frontier."""
-    columns = chosen(scored.quality, scored.expected_cost, corner)
-    return Choice.of(scored.outcomes, columns)
+    return Choice.of(scored.outcomes, columns_at(scored, corner))
+
+
+def columns_at(scored: Scored, corner: Corner) -> IntArray:
+    """[n] columns of the experts that a corner of the frontier sends the held-out queries to."""
+    return chosen(scored.quality, scored.expected_cost, corner, scored.mapped)

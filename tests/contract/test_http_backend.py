@@ -172,7 +172,20 @@ async def test_a_reply_beyond_the_bound_is_not_read_to_its_end() -> None:
             await backend.complete(call())
 
 
-@pytest.mark.parametrize("reply", [b"[]", b"no json"])
+@pytest.mark.parametrize("event", [b"data: <html>\n\n", b"data: []\n\n"])
+async def test_an_event_that_is_no_object_is_an_error(event: bytes) -> None:
+    async with connected(Wire(SSE_HEAD, event, LAST)) as backend:
+        with pytest.raises(ExpertFailed):
+            await payloads(backend)
+
+
+async def test_blank_events_and_spaces_are_passed_over() -> None:
+    spaced = CHUNK.replace(b"data: ", b"data:   ")
+    async with connected(Wire(SSE_HEAD, b"data:  \n\n", spaced, LAST)) as backend:
+        assert [one[:1] for one in await payloads(backend)] == [b"{", b"{"]
+
+
+@pytest.mark.parametrize("reply", [b"[]", b"no json", b'{"choices":"x"}', b'{"choices":[null]}'])
 async def test_a_reply_that_is_no_object_is_an_error(reply: bytes) -> None:
     async with connected(Wire(refusal(200, reply))) as backend:
         with pytest.raises(ExpertFailed):

@@ -26,7 +26,11 @@ MESSAGE = CHAT | {"max_tokens": 16}
         ("completions", {"model": "auto", "prompt": "hi", "messages": ["x"]}, "messages"),
         ("embeddings", {"model": "auto", "input": "hi", "messages": [1]}, "messages"),
         ("embeddings", {"model": "auto", "input": "hi", "dimensions": 2**64}, "dimensions"),
-        ("responses", {"model": "auto", "input": "hi", "max_output_tokens": 0}, "max_output_tokens"),
+        (
+            "responses",
+            {"model": "auto", "input": "hi", "max_output_tokens": 0},
+            "max_output_tokens",
+        ),
         ("messages", MESSAGE | {"messages": [{"role": "user", "content": []}]}, "messages"),
         ("messages", MESSAGE | {"messages": [{"role": "system"}]}, "messages"),
         ("messages", MESSAGE | {"system": "s", "messages": [{"role": "system"}]}, "messages"),

@@ -234,6 +234,7 @@ def whole_of(pieces: list[tuple[Any, str]]) -> dict[str, Any]:
     message["tool_calls"] = [
         {
             "id": f"call_{index}",
+            "index": 0,  # as some servers number every call of a whole answer
             "type": "function",
             "function": {
                 "name": f"tool_{index}",

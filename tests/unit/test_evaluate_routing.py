@@ -22,6 +22,7 @@ from gateway.evaluation.evaluate import EvaluateOptions, evaluate, split_by_prom
 from gateway.evaluation.pair_metrics import apgr, call_performance_threshold, gap_recovered
 from gateway.evaluation.report import html_report
 from gateway.evaluation.train_command import TrainOptions, add_to, train
+from policies.frontier import mix_for_budget, solve_frontier
 from routers.artifact import load_artifact
 from routers.outcomes import read_outcomes
 
@@ -116,6 +117,20 @@ def test_a_planted_pattern_is_found(result: evaluation.Evaluation) -> None:
     assert set(figures["at_budget"]["5"]) == {"router", "zero_router", "map"}
     assert figures["at_budget"]["1"]["map"]["cost"] <= 1.0
     assert set(figures["calibration"]) == {"calculator", "writer", "all-round"}
+
+
+def test_a_router_is_never_below_its_own_map_on_the_training_evidence(
+    result: evaluation.Evaluation,
+) -> None:
+    seen, corners = result.scored.known.evidence, result.scored.corners
+    own = solve_frontier(seen.mapped, seen.expected_cost, seen.score, seen.cost)
+    assert np.ptp(seen.mapped, axis=0).max() > 0.3  # the map tells the categories apart
+    for budget in np.linspace(1.0, 10.0, 25):
+        ours, mapped = (mix_for_budget(route, budget) for route in (corners, own))
+        expected = [
+            (1 - mix.share) * mix.cheap.score + mix.share * mix.dear.score for mix in (ours, mapped)
+        ]
+        assert expected[0] >= expected[1] - 1e-9
 
 
 def test_the_page_shows_curves_and_regrets_and_loads_nothing(

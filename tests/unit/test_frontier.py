@@ -1,9 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
-from policies.frontier import best_corner, chosen, mix_for_budget, solve_frontier, upper_hull
+from policies.frontier import (
+    Corner,
+    best_corner,
+    chosen,
+    mix_for_budget,
+    solve_frontier,
+    upper_hull,
+)
 
 
 def _outcomes(n: int = 400) -> tuple[np.ndarray, np.ndarray]:
@@ -58,3 +67,27 @@ def test_foreknowledge_reaches_the_query_oracle() -> None:
     score, cost = _outcomes()
     best = best_corner(solve_frontier(score, cost, score, cost))
     assert best.score == pytest.approx(score.max(axis=1).mean())
+
+
+def test_wrong_estimates_never_fall_below_the_category_map_at_any_budget() -> None:
+    rng = np.random.default_rng(4)
+    category = np.arange(600) % 2
+    chance = np.array([[0.9, 0.2, 0.8], [0.1, 0.6, 0.8]])[category]
+    score, cost = (rng.random((600, 3)) < chance).astype(float), np.tile([1.0, 2.0, 20.0], (600, 1))
+    mapped = np.stack([score[category == c].mean(axis=0) for c in range(2)])[category]
+    own = solve_frontier(mapped, cost, score, cost)
+    corners = solve_frontier(1.0 - score, cost, score, cost, mapped)
+    singles = solve_frontier(1.0 - score, cost, score, cost)
+    for budget in np.linspace(1.0, 20.0, 20):
+        assert _expected(corners, budget) >= _expected(own, budget) - 1e-9
+    assert _expected(corners, 2.0) > _expected(singles, 2.0) + 0.1
+    corner = next(corner for corner in corners if corner.mapped)
+    columns = chosen(1.0 - score, cost, corner, mapped)
+    assert score[np.arange(600), columns].mean() == pytest.approx(corner.score)
+    with pytest.raises(ValueError, match="map"):
+        chosen(1.0 - score, cost, corner)
+
+
+def _expected(corners: Sequence[Corner], budget: float) -> float:
+    mix = mix_for_budget(corners, budget)
+    return (1 - mix.share) * mix.cheap.score + mix.share * mix.dear.score

@@ -103,6 +103,9 @@ def weakest(body: dict[str, Any]) -> tuple[float, int]:
     return logprobs.weakest()
 
 
-@pytest.mark.parametrize("usage", [None, 3, {}, {"prompt_tokens": "1"}])
+NEGATIVE = {"prompt_tokens": -1, "completion_tokens": 2}
+
+
+@pytest.mark.parametrize("usage", [None, 3, {}, {"prompt_tokens": "1"}, NEGATIVE])
 def test_usage_of_another_shape_is_none(usage: Any) -> None:
     assert usage_of({"usage": usage}) is None
