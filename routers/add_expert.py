@@ -140,14 +140,17 @@ def _fit(
 
 def _extended(evidence: Evidence, part: Added, trained: int) -> Evidence:
     """Evidence rows of the newcomer are estimates: it never answered the training prompts."""
-    guess = part.intercept + evidence.quality[:, :trained] @ part.loadings
-    category = part.table[evidence.labels]
-    quality = np.clip(guess + category, 0.0, 1.0)
+    category = part.intercept + part.table[evidence.labels]
+    quality, mapped = (
+        np.clip(known[:, :trained] @ part.loadings + category, 0.0, 1.0)
+        for known in (evidence.quality, evidence.mapped)
+    )
     cost = evidence.expected_cost[:, :trained] @ part.cost_loadings
     return Evidence(
         np.hstack([evidence.score, quality]),
         np.hstack([evidence.cost, cost]),
         np.hstack([evidence.quality, quality]),
+        np.hstack([evidence.mapped, mapped]),
         np.hstack([evidence.expected_cost, cost]),
         evidence.labels,
         evidence.keys,

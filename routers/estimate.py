@@ -20,10 +20,11 @@ Float64Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Estimates:
-    """For n texts and k experts: ``quality`` in 0..1 and ``cost``, both [n, k]; posterior [n, c],
-    and the decisions of step one."""
+    """For n texts and k experts: ``quality`` in 0..1, the same by the category map alone
+    (``mapped``) and ``cost``, all [n, k]; posterior [n, c], and the decisions of step one."""
 
     quality: Float64Array
+    mapped: Float64Array
     cost: Float64Array
     posterior: Float64Array
     decisions: tuple[Classification, ...]
@@ -40,8 +41,10 @@ def estimates(
     cosines = classifier.cosines(vectors)
     posterior, nearest = classifier.posterior_given(vectors, cosines)
     features = text_features(texts, quality.vocabulary)
+    opinions = quality.opinions(vectors, features, posterior, cosines)
     return Estimates(
-        quality.estimate(vectors, features, posterior, cosines),
+        quality.estimate(opinions, posterior),
+        quality.mapped(opinions, posterior),
         quality.cost(vectors, features),
         posterior,
         tuple(classifier.decide(posterior, nearest, ablated)),

@@ -118,6 +118,7 @@ def _trained(
         outcomes.score,
         outcomes.cost,
         held.quality,
+        held.table,
         held.cost,
         sample.labels,
         text_keys(outcomes.texts),

@@ -237,7 +237,10 @@ class QualityModel:
         posterior: Float64Array,
         cosines: NDArray[np.floating],
     ) -> dict[str, Float64Array]:
-        """Each admitted component's scores [n, k]."""
+        """Each admitted component's scores [n, k].
+
+        ``embeddings`` [n, d] unit rows, ``posterior`` [n, c], ``cosines`` [n, m] to the references.
+        """
         dense = self.scale.dense(embeddings, text.signs)
         found = {"table": self.topics.posterior(dense, text, posterior) @ self.table}
         if self.neighbours is not None:
@@ -255,19 +258,15 @@ class QualityModel:
             found["trees"] = parts[:, :1] + parts[:, 1:]
         return found
 
-    def estimate(
-        self,
-        embeddings: Float32Array,
-        text: TextFeatures,
-        posterior: Float64Array,
-        cosines: NDArray[np.floating],
-    ) -> Float64Array:
-        """[n, k + a] calibrated estimates in 0..1, the added experts last.
+    def estimate(self, opinions: dict[str, Float64Array], posterior: Float64Array) -> Float64Array:
+        """[n, k + a] calibrated estimates in 0..1 from ``opinions``, the added experts last."""
+        return self._with_added(self.recalibration.apply(self.mixed(opinions)), posterior)
 
-        ``embeddings`` [n, d] unit rows, ``posterior`` [n, c], ``cosines`` [n, m] to the references.
-        """
-        opinions = self.opinions(embeddings, text, posterior, cosines)
-        trained = self.recalibration.apply(self.mixed(opinions))
+    def mapped(self, opinions: dict[str, Float64Array], posterior: Float64Array) -> Float64Array:
+        """[n, k + a] what the category map knows: the quality table under the posterior."""
+        return self._with_added(opinions["table"], posterior)
+
+    def _with_added(self, trained: Float64Array, posterior: Float64Array) -> Float64Array:
         if self.added is None:
             return trained
         joined = self.added.intercept + trained @ self.added.loadings

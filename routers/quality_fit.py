@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize, nnls
+from scipy.optimize import minimize
 
-from routers.features import HashedText, Vocabulary, fit_vocabulary
+from routers.features import Vocabulary, fit_vocabulary
 from routers.fit import log_loss
 from routers.quality import (
     COMPONENTS,
@@ -26,6 +26,8 @@ from routers.quality import (
     blended_topics,
     contrasts,
 )
+from routers.quality_blend import blended, fit_recalibration, opinions_gain
+from routers.quality_sample import OutcomeSample, QualitySettings, folds_of
 from routers.ridge import Design, design, fit_dense_scale, ridge
 from routers.trees import fit_trees
 
@@ -38,59 +40,6 @@ Progress = Callable[[int, int], None]
 
 _COST_PENALTY: Final = 1.0
 _TOPIC_START: Final = (8.0, 0.2)
-_STACKING_SEED: Final = 7
-_CALIBRATION_ROWS: Final = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class QualitySettings:
-    """How much is searched. ``table_pseudo_counts`` shrink small cells (facts of small tables)."""
-
-    folds: int = 5
-    neighbours: int = 150
-    clusters_max: int = 48
-    table_pseudo_counts: float = 20.0
-    penalty: float = 40.0
-    denoised_penalty: float = 1.0
-    residual_penalty: float = 100.0
-    topic_penalty: float = 0.3
-    embedding_components: int = 16
-    text_components: int = 24
-    stacking_ridge: float = 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class OutcomeSample:
-    """Embedded rows with outcomes.
-
-    ``vectors`` [n, d] unit rows, ``texts`` hashed, ``signs`` [n, p], ``labels`` [n] topic index,
-    ``parent`` [t] each topic's category, ``groups`` [n] that no split may part, ``score`` and
-    ``cost`` [n, k]. ``references`` [m]: the rows that the router keeps as neighbours.
-    """
-
-    vectors: NDArray[np.float16]
-    texts: tuple[HashedText, ...]
-    signs: Float64Array
-    labels: IntArray
-    groups: IntArray
-    parent: IntArray
-    experts: tuple[str, ...]
-    score: Float64Array
-    cost: Float64Array
-    references: IntArray
-
-    def rows(self, index: IntArray) -> OutcomeSample:
-        return replace(
-            self,
-            vectors=self.vectors[index],
-            texts=tuple(self.texts[i] for i in index),
-            signs=self.signs[index],
-            labels=self.labels[index],
-            groups=self.groups[index],
-            score=self.score[index],
-            cost=self.cost[index],
-            references=np.arange(len(index)),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,21 +68,26 @@ def fit_quality(
 ) -> tuple[QualityModel, OutOfFold]:
     """Fit opinions, weights and calibration. Deterministic for a seed.
 
-    ``posterior`` [n, c] must be out-of-fold too. An opinion gets weight only if the weighted sum
-    with it beats the category table alone on rows that neither was fitted on; if it does not, the
-    model is the table, and if the table does not beat each expert's mean, it is that mean.
+    ``posterior`` [n, c] must be out-of-fold too. An opinion is used only if the weighted sum with
+    it beats the category table alone on rows that neither was fitted on. How far the estimate then
+    leaves the table is shrunk, not decided: the share of the way comes from the same rows. If no
+    step helps, the model is the table; if the table does not beat each expert's mean, that mean.
     """
     settings = settings or QualitySettings()
     held, costs, strength, share = _held_out_opinions(sample, posterior, seed, settings, progress)
     mean = sample.score.mean(axis=0)
-    names, gain = _admitted(held, sample, mean, settings)
-    mixing, crossed = _stacked({n: held[n] for n in names}, sample, mean, settings)
+    gain = opinions_gain(held, sample, mean, settings)
+    names = ["table", *(name for name, (gained, _) in gain.items() if gained > 0)]
+    blend = blended({n: held[n] for n in names}, sample, mean, settings)
+    gain["all admitted"] = blend.gain
+    if blend.share == 0:
+        names = ["table"]
     parts = _fit_parts(sample, seed, settings, names)
-    recalibration = _fit_recalibration(crossed, sample.score)
+    recalibration = fit_recalibration(blend.quality, sample.score)
     topics = replace(parts.topics, strength=strength, share=share)
-    model = replace(parts, mixing=mixing, recalibration=recalibration, topics=topics)
+    model = replace(parts, mixing=blend.mixing, recalibration=recalibration, topics=topics)
     progress(settings.folds + 1, settings.folds + 1)
-    quality = recalibration.apply(crossed)
+    quality = recalibration.apply(blend.quality)
     return model, OutOfFold(quality, held["table"], costs, gain, tuple(names))
 
 
@@ -149,7 +103,7 @@ def _held_out_opinions(
     costs = np.zeros_like(sample.cost)
     topics = np.zeros((len(posterior), len(sample.parent)))
     tables: list[tuple[IntArray, Float64Array]] = []
-    for done, (rest, out) in enumerate(_folds(sample.groups, settings.folds, seed)):
+    for done, (rest, out) in enumerate(folds_of(sample.groups, settings.folds, seed)):
         progress(done, settings.folds + 1)
         parts = _fit_parts(sample.rows(rest), seed, settings, COMPONENTS)
         rows = sample.rows(out)
@@ -180,14 +134,6 @@ def _fit_topic_blend(
 
     found = minimize(loss, np.array(_TOPIC_START), method="Nelder-Mead", options={"maxiter": 40}).x
     return abs(float(found[0])), abs(float(found[1]))
-
-
-def _folds(groups: IntArray, folds: int, seed: int) -> Iterator[tuple[IntArray, IntArray]]:
-    """Rows in and out of each fold; equal groups stay together."""
-    fold_of_group = np.random.default_rng(seed).permutation(int(groups.max()) + 1) % folds
-    fold = fold_of_group[groups]
-    for f in range(folds):
-        yield np.flatnonzero(fold != f), np.flatnonzero(fold == f)
 
 
 def _text_features(sample: OutcomeSample, vocabulary: Vocabulary) -> TextFeatures:
@@ -240,22 +186,44 @@ def _fit_parts(
 
 def _table(sample: OutcomeSample, mean: Float64Array, settings: QualitySettings) -> Float64Array:
     """[t, k] mean score by topic, shrunk to its category's, that one to the mean over all."""
-    pseudo, categories = settings.table_pseudo_counts, int(sample.parent.max()) + 1
-    by_category = _shrunk_means(
-        sample.parent[sample.labels], sample.score, np.tile(mean, (categories, 1)), pseudo
+    n, categories = len(sample.score), int(sample.parent.max()) + 1
+    others = (n * mean - sample.score) / max(n - 1, 1)
+    by_category, without_row = _shrunk_means(
+        sample.parent[sample.labels], sample.score, np.tile(mean, (categories, 1)), others, settings
     )
-    return _shrunk_means(sample.labels, sample.score, by_category[sample.parent], pseudo)
+    return _shrunk_means(
+        sample.labels, sample.score, by_category[sample.parent], without_row, settings
+    )[0]
 
 
 def _shrunk_means(
-    labels: IntArray, score: Float64Array, towards: Float64Array, pseudo: float
-) -> Float64Array:
-    """[groups, k] means of ``score`` [n, k], with ``pseudo`` rows of ``towards`` added to each."""
-    counts = np.bincount(labels, minlength=len(towards))[:, None]
+    labels: IntArray,
+    score: Float64Array,
+    towards: Float64Array,
+    towards_without_row: Float64Array,
+    settings: QualitySettings,
+) -> tuple[Float64Array, Float64Array]:
+    """[groups, k] means of ``score`` [n, k] with pseudo rows of ``towards`` added, and for each row
+    [n, k] the mean of its group without it.
+
+    The number of pseudo rows is the one whose means without the row are nearest to the row, in the
+    differences between experts: parts of a category that differ by luck only are pulled together,
+    parts that differ indeed are not.
+    """
+    counts = np.bincount(labels, minlength=len(towards)).astype(np.float64)[:, None]
     sums = np.zeros_like(towards)
     np.add.at(sums, labels, score)
-    result: Float64Array = (sums + pseudo * towards) / (counts + pseudo)
-    return result
+    truth = contrasts(score)[1]
+
+    def without_row(pseudo: float) -> Float64Array:
+        rest: Float64Array = sums[labels] - score + pseudo * towards_without_row
+        return rest / (counts[labels] - 1 + pseudo)
+
+    def error(pseudo: float) -> float:
+        return float(((contrasts(without_row(pseudo))[1] - truth) ** 2).mean())
+
+    best = min(settings.table_pseudo_counts, key=error)
+    return (sums + best * towards) / (counts + best), without_row(best)
 
 
 def _fit_linear(
@@ -323,7 +291,7 @@ def _fit_clusters(
     np.add.at(sums, labels, score)
     np.add.at(centres, labels, vectors)
     size = np.bincount(labels, minlength=count)[:, None]
-    pseudo = settings.table_pseudo_counts
+    pseudo = settings.cluster_pseudo_counts
     centres /= np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-9)
     return Clusters(centres.astype(np.float32), (sums + pseudo * mean) / (size + pseudo))
 
@@ -341,82 +309,3 @@ def _fit_costs(dense: Float32Array, cost: Float64Array) -> Costs:
     bias = np.where(varies, logs.mean(axis=0) - centre @ weights, 0.0)
     raw = np.exp(dense @ weights + bias)
     return Costs(weights, bias, means / raw.mean(axis=0))
-
-
-def _admitted(
-    held: dict[str, Float64Array],
-    sample: OutcomeSample,
-    mean: Float64Array,
-    settings: QualitySettings,
-) -> tuple[list[str], dict[str, tuple[float, float]]]:
-    """The opinions to use, and each one's gain over the table with its standard error."""
-    truth = contrasts(sample.score - mean)[1]
-
-    def error(names: Sequence[str]) -> Float64Array:
-        crossed = _stacked({n: held[n] for n in names}, sample, mean, settings)[1]
-        squares: Float64Array = (contrasts(crossed - mean)[1] - truth) ** 2
-        means: Float64Array = squares.mean(axis=1)
-        return means
-
-    base = error(["table"])
-    gain = {n: _mean_and_error(base - error(["table", n])) for n in COMPONENTS if n != "table"}
-    useful = ["table", *(n for n, (gained, _) in gain.items() if gained > 0)]
-    together, doubt = _mean_and_error(base - error(useful))
-    gain["all admitted"] = together, doubt
-    return (useful if together > doubt else ["table"]), gain
-
-
-def _mean_and_error(values: Float64Array) -> tuple[float, float]:
-    return float(values.mean()), float(values.std() / np.sqrt(len(values)))
-
-
-def _stacked(
-    held: dict[str, Float64Array],
-    sample: OutcomeSample,
-    mean: Float64Array,
-    settings: QualitySettings,
-) -> tuple[Float64Array, Float64Array]:
-    """Weights [2, components], and sums [n, k] whose weights did not see the row."""
-    names = list(held)
-    at = [COMPONENTS.index(name) for name in names]
-    parts = [contrasts(held[name] - mean) for name in names]
-    truth = contrasts(sample.score - mean)
-    mixing = np.zeros((2, len(COMPONENTS)))
-    total = np.zeros_like(sample.score)
-    for i in range(2):
-        features = np.stack([part[i] for part in parts], axis=2)  # [n, 1 or k, names]
-        mixing[i, at] = _weights(features, truth[i], settings)
-        for rest, out in _folds(sample.groups, settings.folds, _STACKING_SEED):
-            weights = _weights(features[rest], truth[i][rest], settings)
-            total[out] += features[out] @ weights
-    return mixing, np.clip(mean + total, 0.0, 1.0)
-
-
-def _weights(
-    features: Float64Array, truth: Float64Array, settings: QualitySettings
-) -> Float64Array:
-    """Non-negative least squares with a small penalty, so that like opinions share the weight."""
-    flat = features.reshape(-1, features.shape[2])
-    gram = flat.T @ flat
-    wanted = flat.T @ truth.ravel()
-    gram += (
-        settings.stacking_ridge * max(float(np.trace(gram)) / len(gram), 1e-12) * np.eye(len(gram))
-    )
-    root = np.linalg.cholesky(gram).T
-    return np.asarray(nnls(root, np.linalg.solve(root.T, wanted))[0])
-
-
-def _fit_recalibration(quality: Float64Array, score: Float64Array) -> Recalibration:
-    """Platt's two numbers per expert by penalised likelihood; fractional scores count as shares."""
-    slope, intercept = np.ones(score.shape[1]), np.zeros(score.shape[1])
-    for k in range(score.shape[1]):
-        inside = np.clip(quality[:, k], 0.005, 0.995)
-        logit, y = np.log(inside / (1 - inside)), score[:, k]
-
-        def loss(ab: Float64Array, logit: Float64Array = logit, y: Float64Array = y) -> float:
-            z = ab[0] * logit + ab[1]
-            prior = _CALIBRATION_ROWS * ((ab[0] - 1) ** 2 + ab[1] ** 2)
-            return float((np.logaddexp(0, z) - y * z).sum() + prior)
-
-        slope[k], intercept[k] = minimize(loss, np.array([1.0, 0.0]), method="BFGS").x
-    return Recalibration(slope, intercept)

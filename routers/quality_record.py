@@ -35,14 +35,15 @@ Float64Array = NDArray[np.float64]
 class Evidence:
     """The training rows as held-out folds saw them: what prices are solved on.
 
-    ``score`` and ``cost`` [n, k] as recorded, ``quality`` and ``expected_cost`` [n, k] estimated
-    without the row, ``labels`` [n] categories, ``keys`` [n] digests of the routing texts, so that
-    an evaluation can leave out prompts that training saw.
+    ``score`` and ``cost`` [n, k] as recorded, ``quality``, ``mapped`` (by the category map alone)
+    and ``expected_cost`` [n, k] estimated without the row, ``labels`` [n] categories, ``keys`` [n]
+    digests of the routing texts, so that an evaluation can leave out prompts that training saw.
     """
 
     score: Float64Array
     cost: Float64Array
     quality: Float64Array
+    mapped: Float64Array
     expected_cost: Float64Array
     labels: NDArray[np.int64]
     keys: NDArray[np.uint64]
@@ -81,6 +82,7 @@ def quality_arrays(model: QualityModel, evidence: Evidence) -> dict[str, NDArray
         "evidence.score": evidence.score.astype(np.float32),
         "evidence.cost": evidence.cost,
         "evidence.quality": evidence.quality.astype(np.float32),
+        "evidence.mapped": evidence.mapped.astype(np.float32),
         "evidence.expected_cost": evidence.expected_cost,
         "evidence.labels": evidence.labels,
         "evidence.keys": evidence.keys,
@@ -141,6 +143,7 @@ def quality_from_arrays(record: QualityRecord, arrays: Arrays) -> tuple[QualityM
         score=arrays["evidence.score"].astype(np.float64),
         cost=arrays["evidence.cost"],
         quality=arrays["evidence.quality"].astype(np.float64),
+        mapped=arrays["evidence.mapped"].astype(np.float64),
         expected_cost=arrays["evidence.expected_cost"],
         labels=arrays["evidence.labels"],
         keys=arrays["evidence.keys"],
@@ -156,6 +159,7 @@ def _check(record: QualityRecord, model: QualityModel, evidence: Evidence) -> No
         "table": (model.table.shape[1:], (k,)),
         "mixing": (model.mixing.shape[:1], (2,)),
         "evidence": (evidence.score.shape, evidence.quality.shape),
+        "evidence.mapped": (evidence.score.shape, evidence.mapped.shape),
         "costs": (model.costs.bias.shape, (k,)),
         "recalibration": (model.recalibration.slope.shape, (k,)),
     }

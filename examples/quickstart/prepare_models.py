@@ -43,7 +43,7 @@ from experts.lora_merge import (  # noqa: E402
 
 ADAPTERS_DIR = _HERE / "adapters"
 BASE_NAME = "general"
-SPECIALISTS = ("sql", "json", "math")
+SPECIALISTS = ("sql", "json", "math", "convert")
 CARD_FILE = "coe-model.json"
 CARD_FORMAT = 3
 # What an expert does when a request names no temperature: the likeliest token each time. The
@@ -141,13 +141,18 @@ def _file_sizes(folder: Path) -> dict[str, int]:
 
 
 def _current_card(folder: Path, inputs: dict[str, str]) -> dict[str, Any] | None:
-    """The folder's card when the folder is whole and was built from ``inputs``; else None."""
+    """The folder's card when the folder is whole and was built from ``inputs``; else None.
+
+    Whole means: every file has its size, and the weights have their digest.
+    """
     try:
         card = read_card(folder / CARD_FILE)
     except ArtifactError:
         return None
     built_from_these = card.get("format") == CARD_FORMAT and card.get("inputs") == inputs
-    return card if built_from_these and card.get("files_bytes") == _file_sizes(folder) else None
+    if not built_from_these or card.get("files_bytes") != _file_sizes(folder):
+        return None
+    return card if card.get("weights_sha256") == file_digest(folder / WEIGHTS_FILE) else None
 
 
 def _write_card(folder: Path, name: str, inputs: dict[str, str]) -> dict[str, Any]:
@@ -163,6 +168,13 @@ def _write_card(folder: Path, name: str, inputs: dict[str, str]) -> dict[str, An
     }
     (folder / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     return card
+
+
+def _checked(card: dict[str, Any]) -> str:
+    """What was compared, in words: the adapter's digest (if there is one) and the weights'."""
+    adapter = card["inputs"].get("adapter_sha256")
+    own = f"adapter sha256 {adapter[:12]} is its card's, " if adapter else ""
+    return f"{own}weights sha256 {card['weights_sha256'][:12]}"
 
 
 def _publish(partial: Path, target: Path) -> None:
@@ -199,7 +211,7 @@ class _Run:
         self.done += 1
         label, target = f"[{self.done}/{self.total}] {name}", self.root / name
         if card := _current_card(target, inputs):
-            self.progress(f"{label}: ready")
+            self.progress(f"{label}: ready, {_checked(card)}")
             return card
         self.progress(f"{label}: {verb} ...")
         started = time.monotonic()
@@ -209,7 +221,8 @@ class _Run:
         card = _write_card(partial, name, inputs)
         _publish(partial, target)
         _clear_partials(self.root)
-        self.progress(f"{label}: done in {time.monotonic() - started:.1f} s")
+        took_s = time.monotonic() - started
+        self.progress(f"{label}: done in {took_s:.1f} s, {_checked(card)}")
         return card
 
     def base(self, source: BaseSource) -> dict[str, Any]:
@@ -280,7 +293,7 @@ def prepare(
     built, and ``PreparationIncomplete`` (with the experts that are ready) when an adapter is
     missing, damaged or made for another base; the other experts are prepared before it is raised.
     """
-    root = cache_dir / "quickstart"
+    root, started = cache_dir / "quickstart", time.monotonic()
     root.mkdir(parents=True, exist_ok=True)
     failed: dict[str, str] = {}
     with _locked(root, progress):
@@ -294,6 +307,8 @@ def prepare(
                 failed[name] = _explain(name, error)
                 progress(f"{name}: cannot be prepared: {failed[name]}")
     ready = {n: root / n for n in (BASE_NAME, *specialists) if n not in failed}
+    took_s = time.monotonic() - started
+    progress(f"{len(ready)} of {run.total} experts ready in {took_s:.1f} s, all digests checked")
     if failed:
         raise PreparationIncomplete(
             str(adapters_dir), f"{len(failed)} of {run.total} experts missing", failed, ready

@@ -145,11 +145,19 @@ def test_a_second_run_changes_nothing(place: Place) -> None:
     assert {
         f: f.stat().st_mtime_ns for folder in ready.values() for f in folder.iterdir()
     } == before
-    assert place.lines == [f"[{k}/3] {n}: ready" for k, n in enumerate(("general", *NAMES), 1)]
+    starts = [f"[{k}/3] {n}: ready, " for k, n in enumerate(("general", *NAMES), 1)]
+    assert [line.startswith(s) for line, s in zip(place.lines, starts, strict=False)] == [True] * 3
+    adapter = file_digest(place.adapters / "one" / "adapter_model.safetensors")
+    weights = file_digest(ready["one"] / "model.safetensors")
+    assert adapter[:12] in place.lines[1]
+    assert weights[:12] in place.lines[1]
+    assert place.lines[3].startswith("3 of 3 experts ready in ")
     assert place.conversions == 1
 
 
-@pytest.mark.parametrize("damage", ["no card", "broken card", "short weights", "no tokenizer"])
+@pytest.mark.parametrize(
+    "damage", ["no card", "broken card", "short weights", "a flipped bit", "no tokenizer"]
+)
 def test_a_half_finished_folder_is_redone(place: Place, damage: str) -> None:
     one = place.prepare()["one"]
     whole = file_digest(one / "model.safetensors")
@@ -159,6 +167,10 @@ def test_a_half_finished_folder_is_redone(place: Place, damage: str) -> None:
         (one / CARD_FILE).write_text('{"format":')
     elif damage == "short weights":
         (one / "model.safetensors").write_bytes(b"half")
+    elif damage == "a flipped bit":
+        flipped = bytearray((one / "model.safetensors").read_bytes())
+        flipped[-1] ^= 1
+        (one / "model.safetensors").write_bytes(flipped)
     else:
         (one / "tokenizer.json").unlink()
     place.prepare()
@@ -343,6 +355,6 @@ def test_the_readme_states_the_cards_figures() -> None:
         row = (
             f"| `{name}` | {total} | {card['base_correct']} ({card['base_accuracy']:.0%}) "
             f"| {card['specialist_correct']} ({card['specialist_accuracy']:.0%}) "
-            f"| {card['steps']} | {card['train_minutes']} |"
+            f"| {card['steps']} | {card['train_cpu_minutes']} | {card['train_minutes']} |"
         )
         assert row in readme.splitlines()

@@ -62,12 +62,32 @@ def test_only_the_answer_and_its_end_mark_are_learnt() -> None:
         assert seen == [*map(ord, f"<u>{example.messages[0]['content']}<a>"), *learnt]
 
 
-def test_the_loss_on_answer_positions_is_the_usual_masked_loss() -> None:
+def _gradients(model: Any) -> list[torch.Tensor]:
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+def test_the_shared_prefix_is_what_all_prompts_begin_with() -> None:
+    encoded = [training._encode(LetterTokenizer(), e) for e in _examples(12)]
+    prefix = training.shared_prefix(encoded)
+    assert prefix == len("<u>say ")
+    assert training.shared_prefix([([7, 8, 9, 1], 3)] * 2) == 2  # one prompt token stays unshared
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_loss_on_answer_positions_is_the_usual_masked_loss(shared: bool) -> None:
     model, tokenizer = _model(1), LetterTokenizer()
     batch = [training._encode(tokenizer, e) for e in _examples(12)]
+    prefix = training.shared_prefix(batch) if shared else 0
     ids, mask, labels = training._tensors(batch, tokenizer.pad_token_id)
     expected = model(input_ids=ids, attention_mask=mask, labels=labels).loss
-    assert torch.allclose(training._answer_loss(model, ids, mask, labels), expected, atol=1e-5)
+    expected.backward()
+    wanted = _gradients(model)
+    model.zero_grad(set_to_none=True)
+    loss = training._answer_loss(model, ids, mask, labels, prefix)
+    loss.backward()
+    assert torch.allclose(loss, expected, atol=1e-5)
+    pairs = zip(_gradients(model), wanted, strict=True)
+    assert all(torch.allclose(got, want, atol=1e-5) for got, want in pairs)
 
 
 def test_batches_hold_every_example_once_and_follow_from_the_seed() -> None:

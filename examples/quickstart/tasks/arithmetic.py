@@ -1,294 +1,221 @@
 """Multi-step arithmetic word problems; answers are judged by their final number.
 
-A problem is a story of two to four steps; training mixes in bare sums. Answers stay below 200, for
-the model is small. Names, things, phrasings and operands of the held-out split never occur in
+A problem is either a frame with its own sum (``data/math_problems_*.txt``) or a story of events
+that befall one heap of things (``data/math_events_*.txt``). The target works it out in steps of one
+small operation each. Frames, names, things and operands of the held-out split never occur in
 training: a problem is held out when the sum of its operands is 1 modulo 4.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from decimal import Decimal
+from dataclasses import dataclass
+from functools import cache
 from random import Random
 
-from .task import Example, Split, Task, read_phrases, user_turn
+from bench.composition.verify_number import number_is
 
+from . import phrasing
+from .phrasing import expand, read_lines
+from .task import Example, Split, Task, user_turn
+
+STEM = "math_events"
 HELDOUT_RESIDUE = 1
-MAX_VALUE = 200
-DRILL_SHARE = 0.25
+MAX_VALUE = 999
+EVENTS_SHARE = 0.3
+WORDED_SHARE = 0.12
 
-_NAMES: dict[Split, tuple[str, ...]] = {
-    "train": (
-        "Anna",
-        "Tom",
-        "Lucia",
-        "Omar",
-        "Mei",
-        "Jack",
-        "Sara",
-        "Ivan",
-        "Priya",
-        "Leo",
-        "Emma",
-        "Hugo",
-        "Aisha",
-        "Karl",
-        "Nina",
-        "Peter",
-        "Zoe",
-        "Liam",
-        "Olga",
-        "Sam",
-    ),
-    "heldout": (
-        "Nadia",
-        "Ben",
-        "Yuki",
-        "Elena",
-        "Paul",
-        "Ines",
-        "Marek",
-        "Grace",
-    ),
+_POOLS: dict[Split, dict[str, str]] = {
+    "train": {
+        "she": "Anna Lucia Mei Sara Priya Emma Aisha Nina Zoe Olga Maria Julia Laura Kate Ruth "
+        "Lisa",
+        "he": "Tom Omar Jack Ivan Leo Hugo Karl Peter Liam Sam John David Mark Erik Noah Mike Bob",
+        "x": "apples marbles books stickers pencils cards shells coins oranges buttons cookies "
+        "pears balls cups candles toys bottles plants ribbons stones eggs photos pens "
+        "candies cakes flowers notebooks balloons sweets bananas chairs plates",
+        "box": "boxes bags packs baskets packets sacks shelves",
+    },
+    "heldout": {
+        "she": "Nadia Yuki Elena Ines Grace Stella",
+        "he": "Ben Paul Marek Bruno Tariq",
+        "x": "magnets beads lemons stamps muffins tokens tulips",
+        "box": "crates jars trays",
+    },
 }
-_THINGS: dict[Split, tuple[str, ...]] = {
-    "train": (
-        "apples",
-        "marbles",
-        "books",
-        "stickers",
-        "pencils",
-        "cards",
-        "shells",
-        "coins",
-        "oranges",
-        "buttons",
-        "cookies",
-        "pears",
-        "balls",
-        "cups",
-        "candles",
-        "toys",
-        "bottles",
-        "plants",
-        "ribbons",
-        "stones",
-        "eggs",
-        "tickets",
-        "photos",
-    ),
-    "heldout": (
-        "magnets",
-        "beads",
-        "lemons",
-        "stamps",
-        "muffins",
-        "tokens",
-        "tulips",
-    ),
+_PRONOUNS = {
+    "she": {"he": "she", "He": "She", "him": "her", "his": "her", "His": "Her"},
+    "he": {"he": "he", "He": "He", "him": "him", "his": "his", "His": "His"},
 }
-_BOXES: dict[Split, tuple[str, ...]] = {
-    "train": ("boxes", "bags", "packs", "baskets"),
-    "heldout": ("crates", "jars", "trays"),
-}
-FRAMES: dict[Split, tuple[str, ...]] = {
-    "train": (
-        "{story}",
-        "{story} Show your working.",
-        "Solve this problem: {story}",
-        "{story} Think step by step and finish with 'Answer: N'.",
-        "Question: {story}",
-        "Help me solve this: {story}",
-        "Calculate. {story}",
-        "{story} How do I work this out?",
-        "My homework says: {story} What is the answer?",
-        "{story} Give the working and end with 'Answer: N'.",
-    ),
-    "heldout": (
-        "Can you help me with this one? {story}",
-        "{story}\nWork it out briefly; the last line should read 'Answer: N'.",
-        "Here is a maths problem. {story}",
-    ),
-}
-
-
-PHRASES = read_phrases("arithmetic_phrases")
-
-
-@dataclass
-class _Story:
-    """A problem in the making: the running value, what was said, and the working."""
-
-    rng: Random
-    split: Split
-    name: str
-    thing: str
-    operands: list[int] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
-    working: list[str] = field(default_factory=list)
-
-    def number(self, low: int, high: int) -> int:
-        n = self.rng.randint(low, high)
-        self.operands.append(n)
-        return n
-
-    def tell(self, key: str, **values: object) -> None:
-        frame = self.rng.choice(PHRASES[self.split][key])
-        self.said.append(frame.format(who=self.name, x=self.thing, **values))
-
-    def box(self) -> str:
-        return self.rng.choice(_BOXES[self.split])
-
-    def work(self, left: int, operator: str, right: int) -> int:
-        results = {"+": left + right, "-": left - right, "*": left * right}
-        result = left // right if operator == "/" else results[operator]
-        self.working.append(f"{left} {operator} {right} = {result}")
-        return result
-
-
-def _gain(story: _Story, total: int) -> int:
-    n = story.number(2, 20)
-    story.tell("gain", n=n)
-    return story.work(total, "+", n)
-
-
-def _lose(story: _Story, total: int) -> int:
-    n = story.number(1, max(1, min(20, total - 1)))
-    story.tell("lose", n=n)
-    return story.work(total, "-", n)
-
-
-def _gain_boxes(story: _Story, total: int) -> int:
-    count, each = story.number(2, 5), story.number(2, 9)
-    story.tell("gain_boxes", n=count, m=each, b=story.box())
-    return story.work(total, "+", story.work(count, "*", each))
-
-
-def _double(story: _Story, total: int) -> int:
-    times = story.number(2, 3)
-    word = {2: "doubles", 3: "triples"}[times]
-    story.tell("double", w=word)
-    return story.work(total, "*", times)
-
-
-def _chain(story: _Story) -> int:
-    total = story.number(5, 40)
-    story.tell("chain", n=total)
-    for _ in range(story.rng.randint(2, 3)):
-        total = story.rng.choice((_gain, _lose, _lose, _gain_boxes, _double))(story, total)
-    story.tell("chain_question")
-    return total
-
-
-def _shopping(story: _Story) -> int:
-    first, price, second, cost = (story.number(*r) for r in ((2, 6), (2, 10), (2, 6), (2, 10)))
-    other = story.rng.choice([t for t in _THINGS[story.split] if t != story.thing])
-    story.tell("shopping", a=first, p=price, b=second, q=cost, y=other)
-    total = story.work(story.work(first, "*", price), "+", story.work(second, "*", cost))
-    if story.rng.random() < 0.5:
-        story.tell("shopping_question")
-        return total
-    paid = total + story.number(1, 20)
-    story.operands.append(paid)
-    story.tell("shopping_change", n=paid)
-    return story.work(paid, "-", total)
-
-
-def _wages(story: _Story) -> int:
-    hours, days, wage = story.number(2, 6), story.number(2, 5), story.number(2, 9)
-    story.tell("wages", h=hours, d=days, w=wage)
-    total = story.work(story.work(hours, "*", days), "*", wage)
-    if story.rng.random() < 0.6:
-        spent = story.number(1, min(40, total - 1))
-        story.tell("wages_spent", n=spent)
-        return story.work(total, "-", spent)
-    story.tell("wages_question")
-    return total
-
-
-def _sharing(story: _Story) -> int:
-    people, share, lost = story.number(2, 6), story.number(2, 9), story.number(1, 12)
-    total = people * share + lost
-    story.operands.append(total)
-    story.tell("sharing", n=total, m=lost, k=people)
-    story.tell("sharing_question")
-    return story.work(story.work(total, "-", lost), "/", people)
-
-
-def _comparison(story: _Story) -> int:
-    base, times, fewer = story.number(2, 12), story.number(2, 4), story.number(1, 12)
-    others = [n for n in _NAMES[story.split] if n != story.name]
-    second, third = story.rng.sample(others, 2)
-    more = story.rng.random() < 0.5 or base * times <= fewer
-    story.tell(
-        "comparison", n=base, k=times, m=fewer, w="more" if more else "fewer", a=second, b=third
-    )
-    multiplied = story.work(base, "*", times)
-    last = story.work(multiplied, "+" if more else "-", fewer)
-    if story.rng.random() < 0.5:
-        story.tell("comparison_one", b=third)
-        return last
-    story.tell("comparison_all")
-    return story.work(story.work(base, "+", multiplied), "+", last)
-
-
-def _journey(story: _Story) -> int:
-    speed, hours, slower, longer = (story.number(*r) for r in ((2, 20), (2, 5), (2, 20), (2, 5)))
-    story.tell("journey", h=hours, v=speed, k=longer, w=slower)
-    story.tell("journey_question")
-    return story.work(story.work(speed, "*", hours), "+", story.work(slower, "*", longer))
-
-
-def _boxes(story: _Story) -> int:
-    count, each = story.number(2, 9), story.number(2, 10)
-    lost = story.number(1, min(30, count * each - 1))
-    story.tell("boxes", n=count, m=each, k=lost, b=story.box())
-    story.tell("boxes_question")
-    return story.work(story.work(count, "*", each), "-", lost)
-
-
-def _drill(story: _Story) -> int:
-    """A bare sum, for training: the numbers are harder for a small model than the stories."""
-    if story.rng.random() < 0.4:
-        left, right = story.number(2, 20), story.number(2, 10)
-        story.tell("drill", e=f"{left} * {right}")
-        return story.work(left, "*", right)
-    total = story.number(5, 99)
-    said = str(total)
-    for _ in range(story.rng.randint(1, 2)):
-        operator = story.rng.choice(("+", "-")) if total > 1 else "+"
-        n = story.number(1, 40 if operator == "+" else min(40, total - 1))
-        said += f" {operator} {n}"
-        total = story.work(total, operator, n)
-    story.tell("drill", e=said)
-    return total
-
-
-_KINDS: tuple[Callable[[_Story], int], ...] = (
-    _chain,
-    _chain,
-    _shopping,
-    _wages,
-    _sharing,
-    _comparison,
-    _journey,
-    _boxes,
+_WORDS = phrasing.pool(
+    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen",
+    "seventeen eighteen nineteen twenty",
 )
 
 
+@dataclass(frozen=True)
+class Frame:
+    """One problem: its wording, the range of every operand, and the sum step by step."""
+
+    story: str
+    ranges: dict[str, tuple[int, int]]
+    steps: tuple[tuple[str, str, str, str], ...]
+    """(result, left, operator, right), each side a name or a number."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """``working`` holds true equations, the last of which ends in ``answer``."""
+
+    kind: str
+    prompt: str
+    operands: tuple[int, ...]
+    working: tuple[str, ...]
+    answer: int
+
+
+class _NoSum(Exception):
+    """These operands give a negative number, a fraction or too large a result."""
+
+
+@cache
+def frames(split: Split) -> tuple[Frame, ...]:
+    """The frames of a split."""
+    found = []
+    for line in read_lines(f"math_problems_{split}"):
+        story, ranges, steps = (part.strip() for part in line.split("##"))
+        spans = {}
+        for item in ranges.split():
+            name, _, span = item.partition("=")
+            low, high = span.split("..")
+            spans[name] = (int(low), int(high))
+        parsed = re.findall(r"(\w)=(\w+)([-+*/])(\w+)", steps)
+        found.append(Frame(story, spans, tuple((a, b, c, d) for a, b, c, d in parsed)))
+    return tuple(found)
+
+
+def work(left: int, operator: str, right: int) -> tuple[list[str], int]:
+    """(equations, result) of one operation; a product of two long numbers goes by tens and ones."""
+    if operator == "*" and left > 10 and right > 10 and left % 10 and right % 10:
+        long, short = max(left, right), min(left, right)
+        tens, ones = short // 10 * 10, short % 10
+        parts = (long * tens, long * ones)
+        lines = [f"{long} * {tens} = {parts[0]}", f"{long} * {ones} = {parts[1]}"]
+        return [*lines, f"{parts[0]} + {parts[1]} = {left * right}"], left * right
+    if operator == "*" and min(left, right) < 10 < max(left, right) and max(left, right) % 10:
+        long, short = max(left, right), min(left, right)
+        tens, ones = long // 10 * 10, long % 10
+        if long > 12:
+            lines = [f"{tens} * {short} = {tens * short}", f"{ones} * {short} = {ones * short}"]
+            return [*lines, f"{tens * short} + {ones * short} = {left * right}"], left * right
+    if operator == "/" and left % right:
+        raise _NoSum
+    results = {"+": left + right, "-": left - right, "*": left * right}
+    result = left // right if operator == "/" else results[operator]
+    if result <= 0:
+        raise _NoSum
+    return [f"{left} {operator} {right} = {result}"], result
+
+
+def _cast(rng: Random, split: Split) -> dict[str, str]:
+    """The words that fill a frame: a person with pronouns, others, things, containers."""
+    pools = {key: words.split() for key, words in _POOLS[split].items()}
+    gender = rng.choice(("she", "he"))
+    who = rng.choice(pools[gender])
+    second, third = rng.sample([n for n in pools["she"] + pools["he"] if n != who], 2)
+    x, y = rng.sample(pools["x"], 2)
+    others = {"who2": second, "who3": third, "x": x, "y": y, "box": rng.choice(pools["box"])}
+    return {"who": who, **others, **_PRONOUNS[gender], "xx": rng.choice(("", "", f" {x}"))}
+
+
+def _shown(rng: Random, n: int) -> str:
+    worded = 2 <= n <= 20 and rng.random() < WORDED_SHARE
+    return _WORDS[n - 2] if worded else str(n)
+
+
+def _framed(rng: Random, split: Split) -> Problem:
+    number, frame = rng.choice(list(enumerate(frames(split))))
+    values = {name: rng.randint(*span) for name, span in frame.ranges.items()}
+    operands, working, result = tuple(values.values()), [], 0
+    for name, left, operator, right in frame.steps:
+        a, b = (values[s] if s in values else int(s) for s in (left, right))
+        lines, result = work(a, operator, b)
+        working += lines
+        values[name] = result
+    # No words for numbers that stand behind a currency or before a sign.
+    plain = re.search(r"\$|%|\*|\d", frame.story) is not None
+    shown = {k: str(v) if plain else _shown(rng, v) for k, v in values.items()}
+    story = expand(rng, frame.story).format(**_cast(rng, split), **shown)
+    return Problem(f"frame-{number}", phrasing.capital(story), operands, tuple(working), result)
+
+
+@dataclass
+class _Heap:
+    """A heap of things: what was told of it, and how many there are."""
+
+    rng: Random
+    split: Split
+    cast: dict[str, str]
+    total: int
+    operands: list[int]
+    said: list[str]
+    working: list[str]
+
+    def tell(self, key: str, **numbers: int) -> None:
+        shown = {k: _shown(self.rng, n) for k, n in numbers.items()}
+        said = phrasing.say(self.rng, STEM, self.split, key, **self.cast, **shown)
+        self.said.append(phrasing.capital(said))
+        self.operands += numbers.values()
+
+    def change(self, operator: str, n: int) -> None:
+        lines, self.total = work(self.total, operator, n)
+        self.working += lines
+
+
+def _befall(heap: _Heap) -> None:
+    """One event: more, fewer, boxes of them, twice as many, half as many."""
+    rng = heap.rng
+    event = rng.choice(("gain", "gain", "lose", "lose", "lose", "boxes", "double", "half"))
+    if event == "gain":
+        n = rng.randint(2, 40)
+        heap.tell("gain", n=n)
+        heap.change("+", n)
+    elif event == "lose":
+        n = rng.randint(2, min(40, max(2, heap.total - 1)))
+        heap.tell("lose", n=n)
+        heap.change("-", n)
+    elif event == "boxes":
+        n, m = rng.randint(2, 6), rng.randint(2, 10)
+        heap.tell("boxes", n=n, m=m)
+        lines, more = work(n, "*", m)
+        heap.working += lines
+        heap.change("+", more)
+    else:
+        heap.tell(event)
+        heap.change("*" if event == "double" else "/", 2)
+
+
+def _story(rng: Random, split: Split) -> Problem:
+    heap = _Heap(rng, split, _cast(rng, split), rng.randint(6, 60), [], [], [])
+    heap.tell("start", n=heap.total)
+    for _ in range(rng.choice((1, 2, 2, 3))):
+        _befall(heap)
+    heap.tell("question")
+    prompt = " ".join(heap.said)
+    return Problem("story", prompt, tuple(heap.operands), tuple(heap.working), heap.total)
+
+
 def _example(rng: Random, split: Split) -> Example | None:
-    drill = split == "train" and rng.random() < DRILL_SHARE
-    kind = _drill if drill else rng.choice(_KINDS)
-    story = _Story(rng, split, rng.choice(_NAMES[split]), rng.choice(_THINGS[split]))
-    answer = kind(story)
-    owned = (sum(story.operands) % 4 == HELDOUT_RESIDUE) == (split == "heldout")
-    if not owned or not 0 < answer <= MAX_VALUE:
+    try:
+        problem = (_story if rng.random() < EVENTS_SHARE else _framed)(rng, split)
+    except _NoSum:
         return None
-    prompt = rng.choice(FRAMES[split]).format(story=" ".join(story.said))
-    target = "\n".join([*story.working, f"Answer: {answer}"])
-    meta = {"kind": kind.__name__.strip("_"), "operands": story.operands, "answer": answer}
+    owned = (sum(problem.operands) % 4 == HELDOUT_RESIDUE) == (split == "heldout")
+    if not owned or problem.answer > MAX_VALUE:
+        return None
+    prompt = phrasing.say(rng, STEM, split, "frame", p="{p}").replace("{p}", problem.prompt)
+    prompt = phrasing.slip(rng, prompt, share=0.08)
+    target = "\n".join([*problem.working, f"Answer: {problem.answer}"])
+    meta = {"kind": problem.kind, "operands": list(problem.operands), "answer": problem.answer}
     return Example(user_turn(prompt), target, meta)
 
 
@@ -305,16 +232,9 @@ def generate(rng: Random, split: Split, n: int) -> list[Example]:
 _NUMBER = r"-?\d[\d,]*(?:\.\d+)?"
 
 
-def final_number(output: str) -> Decimal | None:
-    """The number after the last ``Answer:``, or else the last number of ``output``."""
-    marked = re.findall(rf"answer\s*(?:is|:)?\W*({_NUMBER})", output, re.I)
-    found = marked or re.findall(_NUMBER, output)
-    return Decimal(found[-1].replace(",", "")) if found else None
-
-
 def verify(example: Example, output: str) -> bool:
-    """Whether the final number of ``output`` is the problem's answer."""
-    return bool(final_number(output) == example.meta["answer"])
+    """Whether ``output`` ends with the problem's answer."""
+    return number_is(output, example.meta["answer"])
 
 
 TASK = Task(
@@ -323,5 +243,5 @@ TASK = Task(
     generate=generate,
     verify=verify,
     max_new_tokens=128,
-    train_steps=180,
+    train_steps=480,
 )

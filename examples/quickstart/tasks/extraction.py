@@ -1,103 +1,112 @@
-"""JSON extraction to a given schema; answers are judged by type and value, key by key.
+"""JSON extraction to given keys; answers are judged by type and value, key by key.
 
-A text states some fields of a domain, some of which nobody asked for; the schema asks for some
-fields, a few of which the text does not state (their value is null). Domains, values and
+A text states facts, some of which nobody asked for; the request names the keys, sometimes with
+types, and sometimes a few that the text does not state (their value is null). Domains, values and
 phrasings of the held-out split never occur in training.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from random import Random
 from typing import Any
 
-from .extraction_domains import Field, Value, domains, draw_value, loose_fields, say
+from bench.composition.verify_json import json_is
+
+from . import phrasing
+from .json_text import Fact, domains, draw_text
+from .json_values import Value, type_name
 from .task import Example, Split, Task, user_turn
 
-MAX_FIELDS = 5
-UNSTATED_SHARE: dict[Split, float] = {"train": 0.15, "heldout": 0.08}
-LOOSE_SHARE = 0.6
-UNASKED_SHARE = 0.25
-
-FRAMES: dict[Split, tuple[str, ...]] = {
-    "train": (
-        "Extract the data from the text as JSON. {schema}\nUse null for anything not stated.\n\n"
-        "Text: {text}",
-        "{text}\n\nReturn a JSON object. {schema} If a value is missing, use null.",
-        "Read this message and fill in the JSON fields. {schema}\nMessage: {text}\n"
-        "Missing values are null.",
-        "Convert the following text to JSON.\n{schema}\n\n{text}\n\n"
-        "Write null where the text says nothing.",
-        "{schema}\nExtract these from: {text}\nAnswer with JSON only, null for unknown values.",
-        "Here is a text: {text}\nGive me JSON. {schema} Anything not mentioned is null.",
-        "Fill this in as JSON, with null where nothing is said.\n{schema}\n{text}",
-        "{text}\n\nWhat are these values? {schema}\nReply in JSON; use null if absent.",
-        "Make a JSON object out of this e-mail.\n{schema}\nAbsent values: null.\n\n{text}",
-        "JSON extraction.\n{schema}\nInput: {text}\nOutput null if not given.",
-    ),
-    "heldout": (
-        "Please turn the note below into structured data.\n{schema}\n"
-        "Put null for whatever the note leaves out.\n---\n{text}",
-        "Parse this: {text}\nI need it as one JSON object. {schema} Unknown things should be null.",
-    ),
-}
+STEM = "json_phrases"
+MAX_KEYS = 5
+NULL_RULE_SHARE = 0.22
+UNSTATED_SHARE = 0.5
+MAX_PROMPT_CHARS = 420
 
 
-def json_schema(fields: list[Field]) -> dict[str, Any]:
+def json_schema(fields: dict[str, str]) -> dict[str, Any]:
     """JSON Schema of the answer: every key required, every value may be null."""
     properties: dict[str, Any] = {}
-    for field in fields:
-        properties[field.key] = {"type": field.type}
-        if field.type == "array":
-            properties[field.key]["items"] = {"type": "string"}
-    return {"type": "object", "properties": properties, "required": [f.key for f in fields]}
+    for key, kind in fields.items():
+        properties[key] = {"type": kind}
+        if kind == "array":
+            properties[key]["items"] = {"type": "string"}
+    return {"type": "object", "properties": properties, "required": list(fields)}
 
 
-def _render(rng: Random, fields: list[Field], split: Split) -> str:
-    """The schema in one of the notations people use; the held-out split has its own."""
-    said = {f.key: "array of strings" if f.type == "array" else f.type for f in fields}
-    if split == "heldout":
-        inner = ", ".join(f'"{key}": <{kind}>' for key, kind in said.items())
-        return f"Follow this shape: {{{inner}}}."
-    style = rng.choice(("schema", "bullets", "lines", "inline", "inline", "bracket"))
-    if style == "schema":
-        return f"JSON schema: {json.dumps(json_schema(fields))}"
-    if style == "bullets":
-        return "Fields:\n" + "\n".join(f"- {key} ({kind})" for key, kind in said.items())
-    if style == "lines":
-        return "\n".join(f"{key}: {kind}" for key, kind in said.items())
-    if style == "bracket":
-        return f"The keys are [{'; '.join(f'{key} as {kind}' for key, kind in said.items())}]."
-    return f"Keys: {', '.join(f'{key} ({kind})' for key, kind in said.items())}."
+def _spelled(rng: Random, key: str) -> str:
+    """Now and then camelCase or words in place of snake_case, as callers have it."""
+    if "_" not in key or rng.random() < 0.7:
+        return key
+    first, *rest = key.split("_")
+    return rng.choice((first + "".join(w.capitalize() for w in rest), key, key.replace("_", "")))
 
 
-def _draw_fields(rng: Random, split: Split) -> tuple[str, list[Field]]:
-    """(domain, its fields); in training often a random handful of fields of no domain."""
-    if split == "train" and rng.random() < LOOSE_SHARE:
-        return "loose", rng.sample(loose_fields(), MAX_FIELDS + 2)
-    known = domains(split)
-    domain = rng.choice(list(known))
-    return domain, known[domain]
+def _listed(rng: Random, fields: dict[str, str]) -> str:
+    """The keys in one of the notations that people use."""
+    keys, style = list(fields), rng.random()
+    if style < 0.3:
+        return ", ".join(keys)
+    if style < 0.55:
+        return " and ".join(keys) if len(keys) < 3 else f"{', '.join(keys[:-1])} and {keys[-1]}"
+    if style < 0.68:
+        return ", ".join(f'"{key}"' for key in keys)
+    if style < 0.76:
+        return ", ".join(f"`{key}`" for key in keys)
+    if style < 0.88:
+        return ", ".join(f"{key} ({kind})" for key, kind in fields.items())
+    if style < 0.94:
+        return "{" + ", ".join(f'"{key}": {kind}' for key, kind in fields.items()) + "}"
+    return "[" + ", ".join(keys) + "]"
 
 
-def _example(rng: Random, split: Split) -> Example:
-    domain, fields = _draw_fields(rng, split)
-    asked = rng.sample(fields, rng.randint(2, MAX_FIELDS))
-    unasked = [f for f in fields if f not in asked and rng.random() < UNASKED_SHARE]
-    expected: dict[str, Value] = {}
-    sentences = [say(rng, field, draw_value(rng, field, split)) for field in unasked]
-    for field in asked:
-        if rng.random() < UNSTATED_SHARE[split]:
-            expected[field.key] = None
-        else:
-            expected[field.key] = draw_value(rng, field, split)
-            sentences.append(say(rng, field, expected[field.key]))
-    rng.shuffle(sentences)
-    text = " ".join(sentences) or "There is no further information."
-    prompt = rng.choice(FRAMES[split]).format(schema=_render(rng, asked, split), text=text)
-    meta = {"domain": domain, "schema": json_schema(asked), "expected": expected}
-    return Example(user_turn(prompt), json.dumps(expected), meta)
+def _with_unstated(rng: Random, split: Split, asked: list[Fact]) -> dict[str, str]:
+    """The asked keys and, behind or among them, a key or two that the text leaves out."""
+    stated = {f.key: f.type for f in asked}
+    others = {
+        key: type_name(a.spec)
+        for domain in rng.sample(domains(split), min(3, len(domains(split))))
+        for a in domain.attributes
+        for key in a.keys
+    }
+    meanings = {key.split("_")[0] for key in stated}
+    free = [k for k in others if k not in stated and k.split("_")[0] not in meanings]
+    unrelated = [k for k in free if others[k] not in ("string",) or k in ("email", "phone", "vet")]
+    extra = rng.sample(unrelated, min(len(unrelated), rng.choice((1, 1, 2))))
+    fields = [*stated.items(), *((k, others[k]) for k in extra)]
+    rng.shuffle(fields)
+    return dict(fields)
+
+
+def _request(rng: Random, split: Split, text: str, fields: dict[str, str], rule: bool) -> str:
+    noun = phrasing.say(rng, STEM, split, "noun")
+    null = phrasing.say(rng, STEM, split, "null", n=noun) if rule else ""
+    ask = phrasing.say(rng, STEM, split, "ask", k=_listed(rng, fields), n=noun, w=null)
+    ask = phrasing.slip(rng, ask, share=0.12)
+    shape = phrasing.say(rng, STEM, split, "shape", ask="{ask}", bare="{bare}", text="{text}")
+    bare = ask.rstrip(".?")
+    return shape.replace("{ask}", ask).replace("{bare}", bare).replace("{text}", text)
+
+
+def _example(rng: Random, split: Split) -> Example | None:
+    text, facts = draw_text(rng, split)
+    asked = rng.sample(facts, min(len(facts), rng.randint(1, MAX_KEYS)))
+    if len(asked) < 2 and rng.random() < 0.8:
+        return None
+    if rng.random() < 0.6:  # people mostly ask in the order of the text
+        asked.sort(key=facts.index)
+    asked = [Fact(_spelled(rng, f.key), f.type, f.drawn) for f in asked]
+    stated: dict[str, Value] = {f.key: f.drawn.value for f in asked}
+    fields, rule = {f.key: f.type for f in asked}, rng.random() < NULL_RULE_SHARE
+    if rule and rng.random() < UNSTATED_SHARE and len(facts) == len(asked):
+        fields = _with_unstated(rng, split, asked)
+    expected = {key: stated.get(key) for key in fields}
+    prompt = _request(rng, split, text, fields, rule)
+    if len(stated) != len(asked) or len(prompt) > MAX_PROMPT_CHARS:
+        return None
+    meta = {"schema": json_schema(fields), "expected": expected}
+    return Example(user_turn(prompt), json.dumps(expected, ensure_ascii=False), meta)
 
 
 def generate(rng: Random, split: Split, n: int) -> list[Example]:
@@ -105,52 +114,21 @@ def generate(rng: Random, split: Split, n: int) -> list[Example]:
     found: dict[str, Example] = {}
     while len(found) < n:
         example = _example(rng, split)
-        found.setdefault(example.messages[-1]["content"], example)
+        if example is not None:
+            found.setdefault(example.messages[-1]["content"], example)
     return list(found.values())
-
-
-def extract_json(output: str) -> Any:
-    """The first JSON object in ``output``, alone, in a code fence or in prose; None if none."""
-    for start in re.finditer(r"\{", output):
-        try:
-            return json.JSONDecoder().raw_decode(output, start.start())[0]
-        except ValueError:
-            continue
-    return None
-
-
-def _has_type(value: Any, kind: str) -> bool:
-    if value is None:
-        return True
-    if kind in ("integer", "number"):
-        numeric = int if kind == "integer" else (int, float)
-        return isinstance(value, numeric) and not isinstance(value, bool)
-    if kind == "array":
-        return isinstance(value, list) and all(isinstance(item, str) for item in value)
-    return isinstance(value, bool if kind == "boolean" else str)
-
-
-def fits(schema: dict[str, Any], value: Any) -> bool:
-    """Whether ``value`` is an object with exactly the schema's keys and types (or null)."""
-    properties = schema["properties"]
-    return (
-        isinstance(value, dict)
-        and value.keys() == properties.keys()
-        and all(_has_type(value[key], spec["type"]) for key, spec in properties.items())
-    )
 
 
 def verify(example: Example, output: str) -> bool:
     """Whether the first JSON object in ``output`` fits the schema and states the text's values."""
-    found = extract_json(output)
-    return fits(example.meta["schema"], found) and bool(found == example.meta["expected"])
+    return json_is(output, example.meta["expected"], example.meta["schema"])
 
 
 TASK = Task(
     name="json",
-    summary="JSON extraction to a given schema",
+    summary="JSON extraction to given keys",
     generate=generate,
     verify=verify,
-    max_new_tokens=112,
-    train_steps=130,
+    max_new_tokens=110,
+    train_steps=340,
 )

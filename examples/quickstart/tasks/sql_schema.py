@@ -15,7 +15,7 @@ from typing import Any, Literal
 from .task import DATA, Split
 
 ROWS_PER_TABLE = 24
-INVENTED_SHARE = 0.65
+INVENTED_SHARE = 0.45
 HELDOUT_RESIDUE = 1
 """Thresholds n with n % 4 == 1 are held out; training sees the other three quarters."""
 
@@ -60,6 +60,14 @@ class Table:
     @property
     def data_columns(self) -> list[Column]:
         return [c for c in self.columns if c.kind in ("text", "number")]
+
+    @property
+    def key(self) -> str:
+        return self.of_kind("id")[0].name
+
+    @property
+    def reference(self) -> str:
+        return self.of_kind("ref")[0].name
 
     def of_kind(self, kind: str) -> list[Column]:
         return [c for c in self.columns if c.kind == kind]
@@ -138,7 +146,7 @@ def _with_keys(rng: Random, table: Table, parent: Table | None) -> Table:
     for kind in ("text", "number"):
         if not any(c.kind == kind for c in kept):
             kept.append(next(c for c in columns if c.kind == kind))
-    keys = [Column("id", "id")]
+    keys = [Column("id" if rng.random() < 0.8 else f"{table.singular}_id", "id")]
     if parent is not None:
         kept.insert(rng.randint(0, len(kept)), Column(f"{parent.singular}_id", "ref"))
     return Table(table.name, table.singular, (*keys, *kept), parent.name if parent else "")

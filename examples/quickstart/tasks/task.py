@@ -40,13 +40,3 @@ class Task:
 def user_turn(prompt: str) -> tuple[Message, ...]:
     """A conversation of one user message: the model's default system prompt applies."""
     return ({"role": "user", "content": prompt},)
-
-
-def read_phrases(stem: str) -> dict[Split, dict[str, tuple[str, ...]]]:
-    """The phrasings in ``data/<stem>_<split>.txt``, one ``key | phrasing`` a line, by key."""
-    found: dict[Split, dict[str, tuple[str, ...]]] = {"train": {}, "heldout": {}}
-    for split, phrases in found.items():
-        for line in (DATA / f"{stem}_{split}.txt").read_text(encoding="utf-8").splitlines():
-            key, _, phrase = line.partition(" | ")
-            phrases[key] = (*phrases.get(key, ()), phrase)
-    return found
