@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import random
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -175,7 +176,11 @@ def make_gateway(
         state_available=state_available,
         breakers=board,
         retries=retries,
-        steering=Steering(sessions, feedback.posteriors) if feedback else Steering(sessions),
+        steering=(
+            Steering(sessions, feedback.posteriors, random.Random(1))
+            if feedback
+            else Steering(sessions)
+        ),
     )
 
     async def readiness() -> Readiness:

@@ -1,0 +1,8 @@
+"""Hypothesis for machines that are busy with something else: slowness is not a defect here."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
