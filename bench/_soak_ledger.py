@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench._soak_upstream import PROMPT_TOKENS
+from experts.errors import UpstreamTimeout
 
 INPUT_MICRO_USD, OUTPUT_MICRO_USD = 2, 10  # per token, of every expert here
 WORST_CASE_MICRO_USD = 2_000  # far above what any plan here may cost
@@ -128,13 +129,25 @@ def _mischarge(one: Seen, calls: list[dict[str, Any]], books: Books) -> dict[str
     most = sum(completed) + sum(_price(entry["sent"], _COUNTED_PROMPT_MAX) for entry in drafts)
     if one.kind == "cascade stream":  # a draft may have ended upstream before it was aborted here
         most = sum(_price(entry["tokens"], _COUNTED_PROMPT_MAX) for entry in calls)
-    full = min(completed, default=0) if one.kind == "cascade stream" else sum(completed)
     records = books.records.get(one.request, [])
+    late = _given_up(records)
+    heard = [_price(e["tokens"]) for e in calls if e["completed"] and e["model"] not in late]
+    full = min(completed, default=0) if one.kind == "cascade stream" else sum(heard)
     if not completed or not full <= one.cost_micro_usd <= most:
         return _shown(one) | {"expected": [full, most], "calls": calls}
     if any(record["cost_micro_usd"] != one.cost_micro_usd for record in records):
         return _shown(one) | {"records": [record["cost_micro_usd"] for record in records]}
     return None
+
+
+def _given_up(records: list[dict[str, Any]]) -> set[str]:
+    """Experts that the gateway gave up on before it heard anything of them.
+
+    Such an expert may have written its whole answer in that very moment. Nobody saw it, so it is
+    charged for or not, as the gateway still learned of it or not.
+    """
+    stages = [stage for record in records for stage in record.get("stages", ())]
+    return {stage["expert"] for stage in stages if stage["error"] == UpstreamTimeout.__name__}
 
 
 def _price(tokens: int, prompt_tokens: int = PROMPT_TOKENS) -> int:

@@ -396,10 +396,12 @@ def serve(options: argparse.Namespace) -> None:
     """A child's whole life."""
     import uvicorn
 
+    from gateway.http_protocol import ConnectionLimits
+    from gateway.serving import server_config, spare_what_was_loaded
+
     app = _upstream_app() if options.serve == "upstream" else _gateway_app(options)
-    config = uvicorn.Config(
-        app, loop="uvloop", http="httptools", access_log=False, log_level="warning"
-    )
+    config = server_config(app, ConnectionLimits())  # as the gateway's workers serve
+    spare_what_was_loaded()
     uvicorn.Server(config).run(sockets=[socket.socket(fileno=options.fd)])
 
 

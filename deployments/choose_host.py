@@ -27,10 +27,10 @@ def choose_host(records: Iterable[HostRecord], expert: str, now_ms: float) -> Ho
     lower id.
     """
     candidates = [record for record in records if record.serves(expert)]
+    if len(candidates) < 2:  # nothing to rank, on the way of every request of a small cluster
+        return candidates[0] if candidates else None
     unmeasured_ms = unmeasured_swap_ms(candidates)
-    return min(
-        candidates, key=lambda record: _rank(record, expert, now_ms, unmeasured_ms), default=None
-    )
+    return min(candidates, key=lambda record: _rank(record, expert, now_ms, unmeasured_ms))
 
 
 def unmeasured_swap_ms(records: Iterable[HostRecord]) -> float:

@@ -10,6 +10,9 @@ from starlette.types import Receive
 __all__ = ["ClientGone", "ClientWatch"]
 
 
+_GRACE_S = 0.02  # an answer that is there by then never pays for a watching task
+
+
 class ClientGone(Exception):
     """The client closed the connection; nobody is left to answer."""
 
@@ -18,7 +21,8 @@ class ClientWatch:
     """Cancels the task inside the block when the client leaves, and raises ClientGone there.
 
     Enter it when the request's body has been read: from then on ``receive`` has only the
-    disconnect to tell. A cancellation from elsewhere (shutdown) passes through unchanged.
+    disconnect to tell. A cancellation from elsewhere (shutdown) passes through unchanged. The watch
+    begins after a short grace period; who left before that is noticed then.
     """
 
     def __init__(self, receive: Receive) -> None:
@@ -30,7 +34,8 @@ class ClientWatch:
         task = asyncio.current_task()
         assert task is not None, "a coroutine always runs in a task under asyncio"
         self._task = task
-        self._watcher = asyncio.ensure_future(self._wait())
+        self._watcher: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(_GRACE_S, self._begin)
         return self
 
     async def __aexit__(
@@ -40,13 +45,18 @@ class ClientWatch:
         traceback: TracebackType | None,
     ) -> None:
         self.disarm()
-        self._watcher.cancel()
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
         if self._gone and kind is asyncio.CancelledError and self._task.uncancel() == 0:
             raise ClientGone from error
 
     def disarm(self) -> None:
         """The answer is complete: from now on a disconnect is the normal end."""
         self._done = True
+
+    def _begin(self) -> None:
+        self._watcher = asyncio.ensure_future(self._wait())
 
     async def _wait(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":

@@ -22,6 +22,7 @@ from experts.errors import (
     UnknownModel,
 )
 from experts.types import Endpoint, ExpertSpec, Needs
+from gateway.affinity import conversation_of
 from gateway.journal import Decision, Journal
 from gateway.keys import Access, KeyScope
 from gateway.language import LanguageOf
@@ -38,11 +39,6 @@ __all__ = ["Decider", "LiveState", "Target"]
 AUTO = "auto"
 POLICY_PREFIX = "coe/"
 _ANY = KeyScope()
-_PROMPT_FIELD = {
-    Endpoint.CHAT: "messages",
-    Endpoint.COMPLETIONS: "prompt",
-    Endpoint.EMBEDDINGS: "input",
-}
 
 
 class LiveState(Protocol):
@@ -100,7 +96,8 @@ class Decider:
             BudgetExceeded.
         """
         scope = journal.access.scope
-        target = self.target(request, scope, _session(request, journal))
+        session = _session(request, journal) if self._policies().canaries else ""
+        target = self.target(request, scope, session)
         asked_policy = _asked_policy(request, target)
         _check_access(journal.access, target, asked_policy)
         self._check_state(target.policy)
@@ -120,7 +117,7 @@ class Decider:
             kept, unfit = eligible(specs, needs)
         exclusions = unfit | denied
         if not kept:
-            raise _nobody(specs, needs, exclusions, _PROMPT_FIELD[request.endpoint])
+            raise _nobody(specs, needs, exclusions, request.prompt_field)
         candidates = tuple(self._live.candidate(spec) for spec in kept)
         if prompt_tokens != longest:  # what is paid for is not what must fit at once
             needs = replace(needs, prompt_tokens=prompt_tokens)
@@ -281,9 +278,9 @@ class Decider:
 
     def _check_size(self, request: WireRequest) -> None:
         if (chars := request.prompt_chars) > self._prompt_chars_max:
-            field_name = _PROMPT_FIELD[request.endpoint]
             limit = self._prompt_chars_max
-            raise InvalidRequest(field_name, f"{chars} characters; at most {limit} are accepted")
+            reason = f"{chars} characters; at most {limit} are accepted"
+            raise InvalidRequest(request.prompt_field, reason)
 
     async def _classify(
         self, request: WireRequest, target: Target, journal: Journal
@@ -314,7 +311,9 @@ class Decider:
 
 def _session(request: WireRequest, journal: Journal) -> str:
     """What a canary is drawn by: the conversation, so that it keeps its version, or the request."""
-    return request.coe.session_id or journal.decision_id
+    key = journal.access.key
+    conversation = conversation_of(request, journal.client_session, key.id if key else "")
+    return conversation.key if conversation is not None else journal.decision_id
 
 
 def _asked_policy(request: WireRequest, target: Target) -> str | None:

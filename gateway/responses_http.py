@@ -26,7 +26,8 @@ class ResponsesDialect:
 
     def parse(self, raw: bytes) -> WireRequest:
         asked = decoded_object(raw)
-        return parse_body(chat_body(asked), Endpoint.CHAT, asked=asked)
+        body = chat_body(asked)
+        return parse_body(body, Endpoint.CHAT, asked=asked, prompt_field="input")
 
     def whole(self, body: dict[str, Any], request: WireRequest, journal: Journal) -> dict[str, Any]:
         created_s = journal.wall_ms // 1000

@@ -35,6 +35,11 @@ ROUTING_CHARS_MAX = 8_000  # the router windows this further; it bounds what is 
 _SHORT_TURN_CHARS = 80  # "and in French?" cannot be classified without the turn before
 _EARLIER_CHARS_MAX = 500
 
+_PROMPT_FIELD = {
+    Endpoint.CHAT: "messages",
+    Endpoint.COMPLETIONS: "prompt",
+    Endpoint.EMBEDDINGS: "input",
+}
 _CAPABILITY_OF_PART = {
     "image_url": Capability.IMAGES,
     "input_image": Capability.IMAGES,
@@ -51,7 +56,7 @@ class WireRequest:
     in which to try them. ``texts`` are all texts of the prompt, for counting; ``prompt_ids`` counts
     prompt tokens that came as ids, ``prompt_ids_max`` those of the longest prompt. ``choices`` is
     how many answers one call of an expert makes. ``asked`` is the request of another API that this
-    one was translated from.
+    one was translated from; ``prompt_field`` is where that has its prompt, for errors.
     """
 
     endpoint: Endpoint
@@ -71,6 +76,7 @@ class WireRequest:
     models: tuple[str, ...] = ()
     prompt_ids_max: int = 0
     asked: Mapping[str, Any] | None = None
+    prompt_field: str = "messages"
 
     @property
     def prompt_chars(self) -> int:
@@ -88,9 +94,15 @@ def parse_request(raw: bytes, endpoint: Endpoint) -> WireRequest:
 
 
 def parse_body(
-    body: dict[str, Any], endpoint: Endpoint, *, asked: Mapping[str, Any] | None = None
+    body: dict[str, Any],
+    endpoint: Endpoint,
+    *,
+    asked: Mapping[str, Any] | None = None,
+    prompt_field: str | None = None,
 ) -> WireRequest:
     """As ``parse_request``, from a decoded body, which becomes the request's own.
+
+    ``prompt_field``: the endpoint's own unless given.
 
     Raises InvalidRequest.
     """
@@ -121,6 +133,7 @@ def parse_body(
         models=models,
         prompt_ids_max=prompt.ids_max,
         asked=asked,
+        prompt_field=prompt_field or _PROMPT_FIELD[endpoint],
     )
 
 

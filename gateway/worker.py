@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -23,11 +22,10 @@ from fastapi import FastAPI
 from deployments.environment import REDIS_ENV
 from experts.errors import CoeError
 from gateway.config import Config, default_config_path, load_config
-from gateway.http_protocol import ConnectionLimits, protocol_with
+from gateway.http_protocol import ConnectionLimits
+from gateway.serving import server_config, spare_what_was_loaded
 from gateway.telemetry import JsonFormatter
 from gateway.wiring import Parts, admin_application, application, open_parts
-
-_DRAIN_S = 8
 
 
 async def run(
@@ -40,17 +38,9 @@ async def run(
     config = load_config(config_path)
     async with open_parts(config, redis_url) as parts:
         server = uvicorn.Server(_server_config(application(parts), config))
-        _spare_what_was_loaded()
+        spare_what_was_loaded()
         async with _beside(admin_listener, parts):
             await server.serve(sockets=[listener])
-
-
-def _spare_what_was_loaded() -> None:
-    """Some 150,000 objects live as long as the process; looking through them in every full
-    collection would stop the loop, and each stream on it, for a tenth of a second.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 @contextlib.asynccontextmanager
@@ -79,26 +69,15 @@ class _BesideServer(uvicorn.Server):
 
 def _server_config(app: FastAPI, config: Config) -> uvicorn.Config:
     limits = config.gateway.limits
-    protocol = protocol_with(
+    return server_config(
+        app,
         ConnectionLimits(
             header_bytes=limits.header_bytes,
             header_timeout_ms=limits.header_timeout_ms,
             body_timeout_ms=limits.body_timeout_ms,
             stalled_write_ms=limits.stalled_write_ms,
             connections=limits.connections,
-        )
-    )
-    return uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        lifespan="off",
-        timeout_graceful_shutdown=_DRAIN_S,
-        timeout_keep_alive=protocol.limits.keep_alive_s,
-        http=protocol,
-        ws="none",
-        loop="uvloop",
-        server_header=False,
+        ),
     )
 
 

@@ -142,6 +142,14 @@ async def test_what_needs_a_store_or_a_server_s_tool_is_refused_by_name(
     assert caught.value.param == param
 
 
+async def test_a_prompt_that_fits_nowhere_is_blamed_on_the_field_it_came_in(
+    client: AsyncOpenAI,
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.responses.create(model="auto", input="word " * 20_000)
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "input")
+
+
 async def test_an_expert_that_breaks_off_is_a_failed_response(client: AsyncOpenAI) -> None:
     stream = await client.responses.create(model="cut", input="x", stream=True)
     events = [event async for event in stream]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from gateway.journal import Journal
 from gateway.service import Clock, GatewayService, ServiceLimits, build_service
 from gateway.wire import WireRequest, parse_request
 from policies.live import PolicySet
+from policies.policy_set import Canary
 from policies.types import Calibration, Candidate, Caps, PerQuery, Policy, Route, StreamWindow
 
 
@@ -125,19 +127,23 @@ class World:
     records: list[dict[str, Any]] = field(default_factory=list)
 
 
-def world(chosen: Policy, context_tokens: int = 4_096, **scripts: str) -> World:
+def world(
+    chosen: Policy, context_tokens: int = 4_096, trial: Canary | None = None, **scripts: str
+) -> World:
     clock = Time()
     backends = {name: Fake(Script.parse(text), clock) for name, text in scripts.items()}
     specs = {name: _spec(name, context_tokens) for name in scripts}
     made = World(None, backends, clock)  # type: ignore[arg-type]
+    ids = (f"d{n}" for n in itertools.count(1))
+    canaries = {"auto": trial} if trial else {}
     made.service = build_service(
         catalogue=Catalogue(specs),
-        policies=lambda: PolicySet({"auto": chosen}, "auto"),
+        policies=lambda: PolicySet({"auto": chosen}, "auto", canaries),
         router=None,
         experts=Experts(backends),
         limits=ServiceLimits(),
         clock=Clock(clock, lambda: 0),
-        new_id=lambda: "d1",
+        new_id=lambda: next(ids),
         records=made.records,
     )
     return made
@@ -384,3 +390,18 @@ async def test_each_prompt_of_a_list_has_the_whole_context_to_itself() -> None:
         await made.service.complete(asked, journal)
     assert journal.decision is not None
     assert journal.decision.prompt_tokens > 100, "all of them are paid for"
+
+
+async def test_a_conversation_without_an_id_keeps_its_version_of_a_policy_on_trial() -> None:
+    trial = Canary(policy("b", digest="trial"), 0.5)
+    made = world(policy("a"), trial=trial, a=SURE, b=SURE)
+    versions = []
+    for number in range(40):
+        turns: list[dict[str, str]] = []
+        served = set()
+        for _ in range(3):
+            turns.append({"role": "user", "content": f"question {number}.{len(turns)}"})
+            served.add((await ask(made, messages=turns))["model"])
+            turns.append({"role": "assistant", "content": "an answer"})
+        versions.append(served)
+    assert {frozenset(served) for served in versions} == {frozenset("a"), frozenset("b")}

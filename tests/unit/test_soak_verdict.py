@@ -113,3 +113,26 @@ def test_what_a_killed_worker_took_along_is_neither_lost_nor_mischarged() -> Non
     for charged in (PRICE, PRICE + 42):
         books.charged_micro_usd["k"] = charged
         assert verdict(books)["passed"]
+
+
+@pytest.mark.parametrize("charged", [PRICE, 2 * PRICE])
+def test_an_answer_that_came_when_the_gateway_had_given_up_may_be_charged_or_not(
+    charged: int,
+) -> None:
+    books = failed_over("UpstreamTimeout", charged)
+    assert verdict(books)["passed"]
+
+
+def test_an_answer_that_the_gateway_heard_is_charged() -> None:
+    assert verdict(failed_over(None, PRICE))["mischarged"] == 1
+
+
+def failed_over(error: str | None, charged: int) -> Books:
+    """Two experts wrote a whole answer for the first request."""
+    books = good()
+    stages = [{"expert": "late", "error": error}, {"expert": "flaky", "error": None}]
+    books.upstream.append(call("r1", model="late"))
+    books.seen[0].cost_micro_usd = charged
+    books.records["r1"] = [record(charged) | {"stages": stages}]
+    books.charged_micro_usd["k"] = charged + 42
+    return books
