@@ -55,7 +55,7 @@ class CalibrationSection(Section):
 class WindowSection(Section):
     """How much of a streamed draft is held back: whichever passes first."""
 
-    tokens: int = Field(16, ge=1, le=4096)
+    tokens: int = Field(8, ge=1, le=4096)  # bench/streaming_commit.py: more tokens tell no more
     hold_ms: float = Field(1500, ge=0, le=60_000)
 
 
