@@ -26,6 +26,7 @@ from gateway.ask import CommandFailed, ask, base_url
 from gateway.data_import.command import data_app
 from gateway.decisions_command import decisions_app
 from gateway.feedback_command import feedback_app, read_feedback
+from gateway.json_output import write_json
 from gateway.keys_command import keys_app
 from gateway.policy_command import add_commands
 
@@ -118,7 +119,7 @@ def route(
             raise _unreachable(base)
         explanation = asyncio.run(_explain_offline(config, body))
     explanation["live"] = live
-    _write_json(explanation, json_file)
+    write_json(explanation, json_file)
     if json_file != "-":
         _show_route(explanation, live)
 
@@ -161,7 +162,7 @@ def batch(
         summary = run_files(source, target, options, retry_failed=retry_failed)
     except BatchError as error:
         raise CommandFailed(str(error)) from error
-    _write_json({"input": source, "output": target, **summary.as_json()}, json_file)
+    write_json({"input": source, "output": target, **summary.as_json()}, json_file)
     if json_file != "-":
         show_summary(summary, str(target))
     raise typer.Exit(exit_status(summary))
@@ -203,13 +204,13 @@ def train(
     options = TrainOptions(data, out, seed, now, embedder, drop_conflicts, given)
     if add_expert is not None:
         joined = add_to(add_expert, options)
-        _write_json(joined, json_file)
+        write_json(joined, json_file)
         if json_file != "-":
             _show_joined(joined)
         return
     with _progress_bar() as progress:
         result = run(options, progress)
-    _write_json(result, json_file)
+    write_json(result, json_file)
     if json_file != "-":
         _show_training(result)
 
@@ -249,7 +250,7 @@ def evaluate(
     )
     with _progress_bar() as progress:
         evaluation = run(options, progress)
-    _write_json(evaluation.result, json_file)
+    write_json(evaluation.result, json_file)
     if json_file != "-":
         show_evaluation(evaluation.result)
     if report is not None:
@@ -295,7 +296,7 @@ def simulate(
     with _progress_bar() as progress:
         result = run(options, progress)
     result["runtime_s"] = round(time.monotonic() - began, 2)
-    _write_json(result, json_file)
+    write_json(result, json_file)
     if json_file != "-":
         show_simulation(result)
     if report is not None:
@@ -311,7 +312,7 @@ def status(
     reply = ask(f"{base}/health/ready", "status")
     if reply is None:
         raise _unreachable(base)
-    _write_json(reply, json_file)
+    write_json(reply, json_file)
     if json_file != "-":
         _show_status(base, reply)
     if reply.get("status") == "missing":
@@ -449,19 +450,6 @@ def _numbers(listed: str) -> tuple[float, ...]:
 
 
 # --- output ---------------------------------------------------------------------------------------
-
-
-def _write_json(result: dict[str, Any], target: str | None) -> None:
-    if target is None:
-        return
-    text = json.dumps(result, indent=2, sort_keys=True, default=str)
-    if target == "-":
-        print(text)
-    else:
-        try:
-            Path(target).write_text(text + "\n")
-        except OSError as error:
-            raise CommandFailed(f"{target} cannot be written: {error.strerror}.") from error
 
 
 @contextmanager

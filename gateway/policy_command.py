@@ -1,11 +1,13 @@
-"""``coe policy activate|rollback|release|canary|list``: policy versions in the shared store.
+"""``coe policy activate|rollback|release|canary|list``: policy versions in the shared store, and
+``coe policy solve``: a policy file from recorded outcomes.
 
-The same orders as the admin API's, for whoever can reach the store; every worker of every gateway
+The orders to the store are the admin API's, for whoever can reach it; every worker of every gateway
 follows within a second.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +16,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gateway.ask import CommandFailed
+from gateway.json_output import write_json
 from gateway.keys_command import ConfigOption, configuration, with_store
 
 if TYPE_CHECKING:
     from deployments.store import StateStore
+    from experts.catalogue import Catalogue
+    from gateway.policy_solve import Budget
     from gateway.policy_versions import PolicyRecord, Version
+    from routers.outcomes import Outcomes
 
 __all__ = ["add_commands"]
 
@@ -36,6 +42,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command("release")(release)
     app.command("canary")(canary)
     app.command("list")(list_policies)
+    app.command("solve")(solve)
 
 
 def activate(file: FileArgument, name: NameOption = None, config: ConfigOption = None) -> None:
@@ -99,6 +106,90 @@ def list_policies(config: ConfigOption = None) -> None:
         print("the store holds no versions; every policy follows its file")
     for record in sorted(records.values(), key=lambda r: r.name):
         _tell(record)
+
+
+def solve(
+    data: Annotated[Path, typer.Option(help="Folder with queries.parquet and outcomes.parquet.")],
+    cap_usd: Annotated[
+        float, typer.Option(min=0.0, help="caps.cost_usd: the most a request may cost.")
+    ],
+    max_cost: Annotated[
+        float | None, typer.Option(min=0.0, help="Mean cost of a query, in the data's unit.")
+    ] = None,
+    max_parameters: Annotated[
+        str | None, typer.Option(help="Of all experts in use together, such as 31B.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The policy file (default: print it).")] = None,
+    json_file: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="The figures; - for stdout.")
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Solve which expert should serve which category, from recorded outcomes, within a budget.
+
+    Prints what the map is expected to score and cost beside the best single expert. With --config,
+    experts of the data that it does not have are left out.
+    """
+    from gateway.policy_solve import policy_text, solve_map
+    from gateway.policy_solve_show import described, show
+    from policies.loader import parse_policy
+    from routers.outcomes import read_outcomes
+
+    if out is None and json_file == "-":
+        raise CommandFailed("--json - prints to standard output: give the policy an --out FILE.")
+    budget = _budget(max_cost, max_parameters, config)
+    catalogue = _catalogue(config)
+    outcomes = read_outcomes(data, experts_min=1)
+    if catalogue is not None:
+        outcomes = _served(outcomes, catalogue)
+    sizes = {n: catalogue.get(n).parameters for n in outcomes.experts} if catalogue else None
+    solution = solve_map(outcomes, budget, sizes)
+    text = policy_text(solution, cap_usd=cap_usd, description=described(outcomes, budget))
+    name = out.stem if out is not None else "solved"
+    parse_policy(text, name=name, file=str(out or name), catalogue_ids=outcomes.experts)
+    show(solution, outcomes.cost_unit)
+    if json_file is not None:
+        write_json(solution.as_json() | {"cost_unit": outcomes.cost_unit}, json_file)
+    if out is None:
+        print(text, end="")
+        return
+    out.write_text(text, encoding="utf-8")
+    print(f"wrote {out}", file=sys.stderr)
+
+
+def _budget(max_cost: float | None, max_parameters: str | None, config: Path | None) -> Budget:
+    from experts.quantities import parse_count
+    from gateway.policy_solve import Budget
+
+    if max_cost is not None and max_parameters is not None:
+        raise CommandFailed("give --max-cost or --max-parameters, not both.")
+    if max_parameters is not None and config is None:
+        raise CommandFailed("--max-parameters needs --config: sizes are the experts' `parameters`.")
+    if max_parameters is None:
+        return Budget(mean_cost=max_cost)
+    try:
+        return Budget(parameters=float(parse_count(max_parameters)))
+    except ValueError as error:
+        raise CommandFailed(f"--max-parameters: {error}.") from error
+
+
+def _catalogue(config: Path | None) -> Catalogue | None:
+    """The experts of the configuration that was named; None when none was."""
+    from gateway.config import load_config
+
+    return load_config(config).catalogue if config is not None else None
+
+
+def _served(outcomes: Outcomes, catalogue: Catalogue) -> Outcomes:
+    kept = [name for name in outcomes.experts if name in catalogue]
+    if not kept:
+        raise CommandFailed(
+            f"that configuration has none of the data's experts: {', '.join(outcomes.experts)}."
+        )
+    gone = [name for name in outcomes.experts if name not in catalogue]
+    if gone:
+        print(f"left out, not in the configuration: {', '.join(gone)}", file=sys.stderr)
+    return outcomes.for_experts(kept)
 
 
 def _version(file: Path, config: Path | None) -> Version:

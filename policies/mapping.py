@@ -19,6 +19,7 @@ from experts.errors import ConfigError
 __all__ = [
     "CategoryMap",
     "best_map",
+    "category_table",
     "map_within_average_cost",
     "map_within_held_parameters",
     "shrunk",
@@ -52,6 +53,16 @@ def shrunk(
     overall = (weights * known).sum(axis=0) / max(float(counts.sum()), 1.0)
     result: Float64Array = (weights * known + pseudo_counts * overall) / (weights + pseudo_counts)
     return result
+
+
+def category_table(
+    labels: IntArray, outcome: Float64Array, categories: int
+) -> tuple[Float64Array, Float64Array]:
+    """(means [c, k], rows [c]) of ``outcome`` [n, k] by the category [n] of each row, shrunk."""
+    rows = np.bincount(labels, minlength=categories).astype(np.float64)
+    sums = np.zeros((categories, outcome.shape[1]))
+    np.add.at(sums, labels, outcome)
+    return shrunk(sums / np.maximum(rows, 1.0)[:, None], rows), rows
 
 
 def best_map(quality: Float64Array, cost: Float64Array, weights: Float64Array) -> CategoryMap:

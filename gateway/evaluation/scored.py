@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.frontier import Corner, chosen
-from policies.mapping import shrunk
+from policies.mapping import category_table
 from routers.outcomes import Outcomes
 from routers.quality_record import Evidence
 
@@ -32,14 +32,10 @@ class Known:
 
     @classmethod
     def of(cls, evidence: Evidence, categories: tuple[str, ...]) -> Known:
-        rows = np.bincount(evidence.labels, minlength=len(categories)).astype(np.float64)
-        tables = []
-        for outcome in (evidence.score, evidence.cost):
-            sums = np.zeros((len(categories), outcome.shape[1]))
-            np.add.at(sums, evidence.labels, outcome)
-            tables.append(shrunk(sums / np.maximum(rows, 1.0)[:, None], rows))
+        quality, rows = category_table(evidence.labels, evidence.score, len(categories))
+        cost, _ = category_table(evidence.labels, evidence.cost, len(categories))
         names = {name: i for i, name in enumerate(categories)}
-        return cls(evidence, names, rows, *tables)
+        return cls(evidence, names, rows, quality, cost)
 
     @property
     def best_single(self) -> int:

@@ -288,6 +288,7 @@ AS_EXPERT_FAILED: list[tuple[e.CoeError, int, str | None]] = [
     (e.AuthenticationFailed("no"), 401, None),
     (e.UnknownModel("x", ("a",)), 404, "model"),
     (e.BodyTooLarge(5), 413, None),
+    (e.PlacementRefused("x", "it is resident"), 409, None),
     (e.ExpertFailed("x", 500, "exploded"), 502, None),
 ]
 
