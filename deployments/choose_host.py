@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from deployments.host_record import SERVING, HostRecord
 
 UNMEASURED_SWAP_MS = 5_000.0  # until any host has measured any swap; pessimistic on purpose
+UNMEASURED_LOAD_MS = 5_000.0  # from disk to host memory, until the host has measured one
 UNMEASURED_REQUEST_MS = 50.0  # delay per waiting request until a host has measured it
 OUTDATED_RECORD_MS = 10_000  # beyond any skew of clocks that time synchronisation leaves
 
@@ -74,11 +75,17 @@ def is_resident(record: HostRecord, expert: str) -> bool:
 
 
 def swap_ms(record: HostRecord, expert: str, unmeasured_ms: float = UNMEASURED_SWAP_MS) -> float:
-    """Measured, else the slowest swap measured on this host, else ``unmeasured_ms``."""
+    """Measured, else the slowest swap measured on this host, else ``unmeasured_ms``.
+
+    Weights that are not in the host's memory have to be read from disk first. A measured swap may
+    include that or not, so it is the greater of the two.
+    """
     measured = record.swap_ms.get(expert)
-    if measured is not None:
-        return measured
-    return max(record.swap_ms.values(), default=unmeasured_ms)
+    if measured is None:
+        measured = max(record.swap_ms.values(), default=unmeasured_ms)
+    if record.reads_disk_for(expert):
+        return max(measured, record.load_ms or UNMEASURED_LOAD_MS)
+    return measured
 
 
 def _request_ms(record: HostRecord) -> float:

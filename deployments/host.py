@@ -23,6 +23,7 @@ import uvicorn
 
 from deployments.host_config import HostConfig
 from deployments.host_http import HostPort, ServingEngine
+from deployments.host_record import PoolRecord
 from deployments.host_tracing import HostSpans
 from deployments.registry import HostRecord, HostRegistry
 from deployments.swap.core import SchedulerConfig
@@ -266,6 +267,22 @@ class ExpertHost:
             started_ms=self._started_ms,
             version=self._version,
             queued_request_ms=(snapshot.service_ms or 0.0) / snapshot.in_flight_max,
+            pools=self._pools(),
+            work={e: (w.begun, round(w.busy_ms)) for e, w in self.driver.work().items()},
+            load_ms=round(self.engine.load_ms or 0.0, 1),
+            moving=self.driver.loading.moving,
+        )
+
+    def _pools(self) -> tuple[PoolRecord, ...]:
+        return tuple(
+            PoolRecord(
+                group=pool.group,
+                limit_bytes=pool.limit_bytes,
+                entry_bytes=pool.entry_bytes,
+                experts=pool.experts,
+                pooled=tuple(sorted(pool.pooled)),
+            )
+            for pool in self.engine.pools
         )
 
     async def check_health(self) -> None:

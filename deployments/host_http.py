@@ -24,6 +24,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from deployments.host_placement import PLACEMENT_PATH, PlacementCommands
 from deployments.host_tracing import HostSpans
 from deployments.swap.driver import Lease, SlotDriver
 from experts.errors import (
@@ -36,6 +37,7 @@ from experts.errors import (
     HostLost,
     HostUnavailable,
     InvalidRequest,
+    PlacementRefused,
     QueueFull,
     UnknownModel,
 )
@@ -53,6 +55,7 @@ _STATUS: dict[type[CoeError], tuple[int, str]] = {
     InvalidRequest: (400, "invalid_request"),
     AuthenticationFailed: (401, "invalid_host_token"),
     UnknownModel: (404, "model_not_found"),
+    PlacementRefused: (409, "placement_refused"),
     BodyTooLarge: (413, "body_too_large"),
     QueueFull: (503, "queue_full"),
     DeadlineUnreachable: (503, "deadline_unreachable"),
@@ -92,6 +95,7 @@ class HostPort:
         self._experts = experts
         self._token = token.encode()
         self._body_bytes_max = body_bytes_max
+        self._placement = PlacementCommands(driver.loading, experts)
 
     def app(self, *, health: Callable[[], Awaitable[None]]) -> Starlette:
         async def chat(request: Request) -> Response:
@@ -99,6 +103,9 @@ class HostPort:
 
         async def completions(request: Request) -> Response:
             return await self._guarded(request, Endpoint.COMPLETIONS)
+
+        async def placement(request: Request) -> Response:
+            return await self._placed(request)
 
         async def alive(_: Request) -> Response:
             try:
@@ -111,6 +118,7 @@ class HostPort:
             routes=[
                 Route("/v1/chat/completions", chat, methods=["POST"]),
                 Route("/v1/completions", completions, methods=["POST"]),
+                Route(PLACEMENT_PATH, placement, methods=["POST"]),
                 Route("/health", alive, methods=["GET"]),
             ]
         )
@@ -119,6 +127,8 @@ class HostPort:
         try:
             self._authenticate(request)
             body = await self._read_body(request)
+            if body.get("model") not in self._experts:
+                raise UnknownModel(str(body.get("model")), self._experts)
             return await _while_connected(request, self._answer(request, endpoint, body))
         except CoeError as error:
             return error_response(error, self._host_id)
@@ -142,9 +152,17 @@ class HostPort:
             raise InvalidRequest(None, f"the body is not JSON: {error}") from error
         if not isinstance(body, dict):
             raise InvalidRequest(None, "the body must be a JSON object")
-        if body.get("model") not in self._experts:
-            raise UnknownModel(str(body.get("model")), self._experts)
         return body
+
+    async def _placed(self, request: Request) -> Response:
+        """A command goes on when its caller leaves: half a move helps nobody."""
+        try:
+            self._authenticate(request)
+            return JSONResponse(await self._placement.carry_out(await self._read_body(request)))
+        except CoeError as error:
+            return error_response(error, self._host_id)
+        except ClientDisconnect:
+            return Response(status_code=499)
 
     async def _answer(self, request: Request, endpoint: Endpoint, body: dict[str, Any]) -> Response:
         likely_next = request.headers.get("x-coe-likely-next")

@@ -14,6 +14,22 @@ EMPTY = "empty"
 
 
 @dataclass(frozen=True, slots=True)
+class PoolRecord:
+    """One engine's part of a host's weight pool.
+
+    ``group``: digest of the architecture; experts of one group can share an engine, on any host.
+    ``limit_bytes`` bounds the entries, each of which takes ``entry_bytes``. ``experts``: all that
+    the engine can run; ``pooled``: those whose weights are in host memory now.
+    """
+
+    group: str
+    limit_bytes: int
+    entry_bytes: int
+    experts: tuple[str, ...]
+    pooled: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class HostRecord:
     """A host as of ``heartbeat_ms`` (the host's wall clock, milliseconds since the epoch).
 
@@ -22,6 +38,11 @@ class HostRecord:
     ``slot_state`` is the swap scheduler's phase: empty, serving, draining or swapping.
     ``queued_request_ms``: how much one waiting request delays the next, as measured by the host;
     0 means not measured. ``started_ms`` tells one life of a host from the next.
+
+    For placement: ``pools`` is empty when the host says nothing of its memory. ``slots``: engines
+    that serve at a time. ``work``: expert -> requests begun and milliseconds of the slot that they
+    kept busy, since the host's start. ``load_ms``: the newest load from disk into host memory; 0
+    means not measured. ``moving``: the expert of a placement command under way.
     """
 
     host_id: str
@@ -37,6 +58,31 @@ class HostRecord:
     started_ms: int = 0
     version: str = ""
     queued_request_ms: float = 0.0
+    pools: tuple[PoolRecord, ...] = ()
+    slots: int = 1
+    work: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    load_ms: float = 0.0
+    moving: str | None = None
+
+    @property
+    def pool_bytes(self) -> int:
+        """The bound of the host's weight pool, all engines together."""
+        return sum(pool.limit_bytes for pool in self.pools)
+
+    @property
+    def pooled_bytes(self) -> int:
+        """Host memory that experts' weights take now."""
+        return sum(pool.entry_bytes * len(pool.pooled) for pool in self.pools)
+
+    @property
+    def pooled(self) -> frozenset[str]:
+        """Experts whose weights are in host memory now."""
+        return frozenset(expert for pool in self.pools for expert in pool.pooled)
+
+    def reads_disk_for(self, expert: str) -> bool:
+        """Whether making the expert resident here begins with reading its weights from disk, as far
+        as the host says anything about it."""
+        return bool(self.pools) and not any(expert in pool.pooled for pool in self.pools)
 
     def serves(self, expert: str) -> bool:
         """Whether the expert is placed here and not out of service."""

@@ -50,13 +50,15 @@ class ExpertNeed:
 @dataclass(frozen=True, slots=True)
 class HostRoom:
     """``memory_bytes``: the host's weight pool. ``slots``: engines that serve from it. ``group``:
-    of its engine; None while it could still start any.
+    of its engine; None while it could still start any. ``takes``: the only experts that may be
+    pooled there, whatever is held already; None: any.
     """
 
     host_id: str
     memory_bytes: int
     slots: int = 1
     group: str | None = None
+    takes: frozenset[str] | None = None
 
 
 class MoveKind(StrEnum):
@@ -74,11 +76,14 @@ class Move:
 @dataclass(frozen=True, slots=True)
 class PlacementConfig:
     """``gain_min``: the share by which a move must lower the cost, or by which an expert's load
-    must exceed another's to take its only place. ``copies_max``: of one expert.
+    must exceed another's to take its only place. ``copies_max``: of one expert. ``idle_yields``:
+    an expert without any load gives its only place up to a copy of one that has some, and gets
+    places that nobody else has a use for; otherwise every expert comes before every copy.
     """
 
     gain_min: float = 0.02
     copies_max: int = 64
+    idle_yields: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 < self.gain_min < 1.0 or self.copies_max < 1:
@@ -129,12 +134,14 @@ def next_move(
     (resident, running or waited for). Experts that no need names are taken to have no load. Carry
     the move out, then ask again with what is true by then.
     """
-    board = _Board(needs, hosts, placement, config or PlacementConfig(), pinned)
-    for need in unplaced(needs, placement):
-        move = board.make_place(need)
-        if move is not None:
-            return move
-    return board.improve()
+    config = config or PlacementConfig()
+    board = _Board(needs, hosts, placement, config, pinned)
+    homeless = unplaced(needs, placement)
+    first = [need for need in homeless if need.load > 0.0 or not config.idle_yields]
+    last = homeless[len(first) :]  # the greatest load stands first
+    moves = (board.make_place(need) for need in first)
+    move = next(filter(None, moves), None) or board.improve()
+    return move or next(filter(None, (board.fill(need) for need in last)), None)
 
 
 def settle(
@@ -176,12 +183,22 @@ class _Board:
     def make_place(self, need: ExpertNeed) -> Move | None:
         """Room as it is; else by letting go of copies; else of an expert asked for much less."""
         takers = [host for host in self._hosts if self._takes(host, need)]
-        roomy = [host for host in takers if self._free_bytes(host) >= need.size_bytes]
-        if roomy:
-            return Move(MoveKind.POOL, min(roomy, key=self._crowding).host_id, need.expert)
-        return self._evict_for(need, takers, self._spare) or self._evict_for(
-            need, takers, lambda host: self._lesser(host, need)
+        return (
+            self.fill(need)
+            or self._evict_for(need, takers, self._spare)
+            or self._evict_for(need, takers, lambda host: self._lesser(host, need))
         )
+
+    def fill(self, need: ExpertNeed) -> Move | None:
+        """Into room as it is, on the least crowded host."""
+        roomy = [
+            host
+            for host in self._hosts
+            if self._takes(host, need) and self._free_bytes(host) >= need.size_bytes
+        ]
+        if not roomy:
+            return None
+        return Move(MoveKind.POOL, min(roomy, key=self._crowding).host_id, need.expert)
 
     def _evict_for(
         self,
@@ -209,8 +226,13 @@ class _Board:
         return []
 
     def _spare(self, host: HostRoom) -> Iterator[str]:
-        """Experts here that have another copy elsewhere."""
-        return (e for e in self._evictable(host) if self._copies[e] > 1)
+        """Experts here that have another copy elsewhere, or yield to whoever has a use for one."""
+        yielding = self._config.idle_yields
+        return (
+            e
+            for e in self._evictable(host)
+            if self._copies[e] > 1 or (yielding and self._needs[e].load == 0.0)
+        )
 
     def _lesser(self, host: HostRoom, need: ExpertNeed) -> list[str]:
         """Copies, and only copies of experts whose loads together stay well below the need's."""
@@ -287,6 +309,8 @@ class _Board:
     # --- hosts -----------------------------------------------------------------------------------
 
     def _takes(self, host: HostRoom, need: ExpertNeed) -> bool:
+        if host.takes is not None and need.expert not in host.takes:
+            return False
         held = self._placement[host.host_id]
         groups = {self._needs[e].group for e in held if e in self._needs} | {host.group}
         alike = groups - {None} <= {need.group}

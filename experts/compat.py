@@ -70,6 +70,26 @@ def engine_groups(folders: Mapping[str, str]) -> list[list[str]]:
     return groups
 
 
+def architecture_digest(folder: str) -> str:
+    """Equal for two model folders exactly when they can share an engine, also on other machines."""
+    relevant = {
+        key: _with_whole_numbers(value)
+        for key, value in _config(folder).items()
+        if key not in _IRRELEVANT and value is not None  # absent and null are the same
+    }
+    text = json.dumps([relevant, _tokenizer_digest(folder)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _with_whole_numbers(value: Any) -> Any:
+    """10000.0 is 10000, as it is to ``config_differences``."""
+    if isinstance(value, dict):
+        return {key: _with_whole_numbers(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_whole_numbers(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def missing_tensors(base: str, other: str) -> dict[str, str]:
     """Tensors that ``other``'s quantised checkpoint lacks, or has in another shape, beside
     ``base``'s: vLLM keeps no account of them. Empty for checkpoints that are not quantised, whose

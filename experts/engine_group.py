@@ -31,7 +31,13 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from experts.compat import engine_groups, folder_differences, unreadable, weights_bytes
+from experts.compat import (
+    architecture_digest,
+    engine_groups,
+    folder_differences,
+    unreadable,
+    weights_bytes,
+)
 from experts.device_memory import (
     DeviceMemory,
     Footprint,
@@ -45,7 +51,7 @@ from experts.errors import ArtifactError, CanaryMismatch, CoeError, HostLost, Sw
 from experts.types import Endpoint
 from experts.vllm_engine import EngineSettings, Pooled, SwappableEngine, SwapReport
 
-__all__ = ["EngineGroup", "GroupReport"]
+__all__ = ["EngineGroup", "EnginePool", "GroupReport"]
 
 _WAKES_MAX = 2
 
@@ -54,6 +60,8 @@ class MemberEngine(Protocol):
     """What the group needs of an engine; ``SwappableEngine`` is one."""
 
     resident: str | None
+    entry_bytes: int
+    load_ms: float | None
 
     @property
     def pooled(self) -> Mapping[str, Pooled]: ...
@@ -64,6 +72,8 @@ class MemberEngine(Protocol):
     async def make_resident(self, expert: str, keep: Sequence[str] = ()) -> SwapReport: ...
 
     async def prefetch(self, expert: str, keep: Sequence[str] = ()) -> bool: ...
+
+    async def evict(self, expert: str) -> None: ...
 
     async def sleep(self) -> None: ...
 
@@ -105,10 +115,27 @@ class GroupReport:
     swap: SwapReport
 
 
+@dataclass(frozen=True, slots=True)
+class EnginePool:
+    """One running engine's part of the host's weight pool.
+
+    ``group``: digest of the architecture, the same on every host. ``limit_bytes`` bounds its
+    entries, each of which takes ``entry_bytes``. ``experts``: all that the engine can run;
+    ``pooled``: those whose weights are in host memory now.
+    """
+
+    group: str
+    limit_bytes: int
+    entry_bytes: int
+    experts: tuple[str, ...]
+    pooled: frozenset[str]
+
+
 @dataclass(slots=True)
 class _Member:
     experts: dict[str, str]  # expert -> folder
     settings: EngineSettings
+    group: str = ""
     state: EngineState = EngineState.ABSENT
     engine: MemberEngine | None = None
     before: DeviceMemory | None = None  # with every other engine asleep
@@ -124,8 +151,9 @@ class _Member:
 
 
 class EngineGroup:
-    """See the module's docstring. Not safe for concurrent use, but for ``prefetch``: whoever owns
-    the slot sees to it that nothing generates while ``make_resident`` runs."""
+    """See the module's docstring. Not safe for concurrent use, but for ``prefetch`` and
+    ``evict``: whoever owns the slot sees to it that nothing generates while ``make_resident``
+    runs."""
 
     def __init__(
         self,
@@ -247,6 +275,27 @@ class EngineGroup:
         return frozenset(e for m in self._members.values() if m.engine for e in m.engine.in_pool)
 
     @property
+    def pools(self) -> tuple[EnginePool, ...]:
+        """Every running engine's part of the pool; one that is gone has none."""
+        return tuple(
+            EnginePool(
+                m.group,
+                m.settings.pool_bytes,
+                m.engine.entry_bytes,
+                tuple(m.experts),
+                m.engine.in_pool,
+            )
+            for m in self._members.values()
+            if m.engine is not None
+        )
+
+    @property
+    def load_ms(self) -> float | None:
+        """The slowest engine's newest load from disk into host memory; None: none was measured."""
+        known = [m.engine.load_ms for m in self._members.values() if m.engine is not None]
+        return max((ms for ms in known if ms is not None), default=None)
+
+    @property
     def engine_of(self) -> Mapping[str, str]:
         """Expert -> the engine that runs it, named after its first expert."""
         return {expert: name for name, m in self._members.items() for expert in m.experts}
@@ -315,6 +364,12 @@ class EngineGroup:
         name = self.engine_of.get(expert)
         engine = None if name is None else self._members[name].engine
         return engine is not None and await engine.prefetch(expert, keep)
+
+    async def evict(self, expert: str) -> None:
+        """See ``SwappableEngine.evict``. An engine that is gone has nothing to give up."""
+        engine = self._member_of(expert).engine
+        if engine is not None:
+            await engine.evict(expert)
 
     # --- steps ------------------------------------------------------------------------------------
 
@@ -460,5 +515,6 @@ def plan_members(
             refused |= dict.fromkeys(group, "host_memory_bytes has no room for its weights")
             continue
         own = replace(settings, pool_bytes=shares[group[0]], sleeps=len(groups) > 1)
-        members[group[0]] = _Member({e: experts[e] for e in group}, own)
+        signature = architecture_digest(experts[group[0]])
+        members[group[0]] = _Member({e: experts[e] for e in group}, own, signature)
     return members, refused

@@ -18,6 +18,7 @@ CoeError
 │   ├── QueueFull           a bounded queue is at its bound
 │   ├── DeadlineUnreachable the measured wait exceeds the request's deadline
 │   ├── HostUnavailable     no live host serves the expert
+│   ├── PlacementRefused    a host will not take in, or let go of, an expert's weights now
 │   └── StateUnavailable    the state store is away and the policy says fail closed
 ├── ExpertError             an expert or its host failed
 │   ├── ExpertFailed        the expert answered with an error of its own
@@ -317,6 +318,18 @@ class HostUnavailable(CapacityError):
     @property
     def retry_after_s(self) -> int | None:
         return _ceil_s(self.retry_after_ms)
+
+
+@dataclass(eq=False)
+class PlacementRefused(CapacityError):
+    """Nothing was changed. ``reason`` says what stands against it now."""
+
+    expert: str
+    reason: str
+
+    @property
+    def message(self) -> str:
+        return f"The placement of expert {self.expert!r} is not changed now: {self.reason}."
 
 
 @dataclass(eq=False)

@@ -126,6 +126,8 @@ class SwappableEngine:
         self._pooled: dict[str, Pooled] = {}
         self._serving: dict[str, Any] = {}
         self._in_pool: Mapping[str, str] = {}  # expert -> digest of the weights there
+        self.entry_bytes = 0  # of host memory that one expert takes in the pool, over all ranks
+        self.load_ms: float | None = None  # the newest load from disk into the pool
         self.resident: str | None = None
 
     # --- start and stop ---------------------------------------------------------------------------
@@ -293,6 +295,8 @@ class SwappableEngine:
         elif self._settings.canary_enabled:
             await self._check_canary(expert)
         self.resident = expert
+        if result["source"] == "disk":
+            self.load_ms = result["seconds"] * 1e3
         return SwapReport(
             expert,
             result["source"],
@@ -336,6 +340,7 @@ class SwappableEngine:
         ``keep``, or this engine can only load into itself. Raises SwapFailed when its weights
         cannot be loaded or are not those of before. A swap that needs the disk calls it off.
         """
+        started = time.perf_counter()
         begun = await self._report("coe_prefetch", expert, self._paths[expert], list(keep))
         if not begun["started"]:
             return False
@@ -349,7 +354,15 @@ class SwappableEngine:
         if expert not in self._in_pool:
             return False  # called off
         self._check_digest(expert)
+        self.load_ms = (time.perf_counter() - started) * 1e3
         return True
+
+    async def evict(self, expert: str) -> None:
+        """Give up an expert's weights in host memory; it is read from disk when next asked for.
+
+        Whoever owns the slot sees to it that nobody is about to need them.
+        """
+        await self._report("coe_evict", expert)
 
     async def sleep(self) -> None:
         """vLLM sleep mode, level 1, once nothing runs. Where the platform has no sleep mode (CPU)
@@ -416,6 +429,7 @@ class SwappableEngine:
         """Call all workers (tensor-parallel ranks), join what they report, note what is pooled."""
         joined = join_ranks(await self._engine.collective_rpc(method, args=args))
         self._in_pool = joined["pooled"]
+        self.entry_bytes = joined["entry_bytes"]
         return joined
 
     @property
@@ -486,6 +500,7 @@ def join_ranks(results: list[dict[str, Any]]) -> dict[str, Any]:
     """
     joined = dict(results[0])
     joined["bytes"] = sum(r["bytes"] for r in results)
+    joined["entry_bytes"] = sum(r["entry_bytes"] for r in results)
     joined["seconds"] = max(r["seconds"] for r in results)
     if len(results) == 1:
         return joined

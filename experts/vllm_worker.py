@@ -129,6 +129,11 @@ class WeightPoolExtension:
                 failure = str(error)
         return self._coe_report(done=self._coe_load is None, failure=failure)
 
+    def coe_evict(self, expert: str) -> dict[str, Any]:
+        """Give up ``expert``'s entry and its memory; nothing happens when the pool has none."""
+        self._coe_pool.drop(expert)
+        return self._coe_report()
+
     def coe_device_memory(self) -> tuple[int, int] | None:
         """Free and total bytes of this rank's device; None where memory is the host's."""
         if not next(iter(self._coe_tensors().values())).is_cuda:
@@ -242,6 +247,7 @@ class WeightPoolExtension:
             "bytes": self._coe_pool.layout.payload_bytes,
             "pooled": self._coe_pool.digests(),
             "entries_max": self._coe_pool.entries_max,
+            "entry_bytes": self._coe_pool.layout.total_bytes,
             **more,
         }
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 import policies
 import routers
 from deployments.host_config import HostConfig
+from deployments.placement import PlacementConfig
+from deployments.placement_planner import PlannerConfig
 from experts.catalogue import (
     Catalogue,
     EnvReference,
@@ -204,6 +206,26 @@ class GatewaySection(Section):
         return port + 1 if 0 < port < 65_535 else 0
 
 
+class PlacementSection(Section):
+    """Which experts' weights each host keeps in memory: decided by load while everybody serves."""
+
+    # YAML 1.1 takes a plain off for false; what is meant is plain.
+    mode: Annotated[
+        Literal["off", "auto"], BeforeValidator(lambda said: "off" if said is False else said)
+    ] = "off"
+    half_life_s: float = Field(60.0, gt=0, le=86_400, description="How long ago load counts half.")
+    pause_s: float = Field(5.0, ge=1, le=3_600, description="Between moves.")
+    gain_min: float = Field(0.05, gt=0, lt=1, description="Share of the cost that a move saves.")
+    copies_max: int = Field(64, ge=1, le=10_000, description="Of one expert.")
+
+    def planner(self) -> PlannerConfig:
+        return PlannerConfig(
+            half_life_ms=self.half_life_s * 1000,
+            pause_ms=self.pause_s * 1000,
+            placement=PlacementConfig(self.gain_min, self.copies_max, idle_yields=True),
+        )
+
+
 class ConfigFile(Section):
     """The whole of coe.yaml."""
 
@@ -214,6 +236,7 @@ class ConfigFile(Section):
     state: StateSection = StateSection()
     gateway: GatewaySection = GatewaySection()
     telemetry: TelemetrySection = TelemetrySection()
+    placement: PlacementSection = PlacementSection()
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +269,7 @@ class Config:
     state: StateSection
     gateway: GatewaySection
     telemetry: TelemetrySection
+    placement: PlacementSection
 
 
 def load_config(path: Path, environ: Mapping[str, str] | None = None) -> Config:
@@ -283,6 +307,7 @@ def load_config(path: Path, environ: Mapping[str, str] | None = None) -> Config:
         state=file.state,
         gateway=file.gateway,
         telemetry=file.telemetry,
+        placement=file.placement,
     )
 
 

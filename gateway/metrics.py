@@ -57,6 +57,9 @@ class Metrics:
         self._stages = counter("coe_stages", "Calls of experts", ["expert", "verdict"])
         self._escalations = counter("coe_escalations", "Drafts that were not accepted", ["expert"])
         self._retries = counter("coe_retries", "Calls made again after a pause", ["expert"])
+        self._moves = counter(
+            "coe_placement_moves", "Changes of what hosts keep in memory", ["kind", "outcome"]
+        )
         self._affinity = counter(
             "coe_affinity", "What became of session affinity", ["outcome", "source"]
         )
@@ -162,6 +165,10 @@ class Metrics:
     def count_response(self, endpoint: str, status: int) -> None:
         """``endpoint`` must come from a fixed set of paths."""
         self._requests(endpoint, str(status)).inc()
+
+    def count_move(self, kind: str, outcome: str) -> None:
+        """One change of placement that a host was told to make."""
+        self._moves(kind, outcome).inc()
 
     def set_in_flight(self, count: int) -> None:
         self._in_flight.set(count)

@@ -18,6 +18,8 @@ from fastapi import FastAPI
 
 from deployments.environment import TOKEN_ENV
 from deployments.host_directory import HostDirectory
+from deployments.lease import StoreLease
+from deployments.placement_planner import PlacementPlanner
 from deployments.registry import HostRegistry
 from deployments.store import StateStore
 from experts.catalogue import Catalogue
@@ -32,12 +34,15 @@ from gateway.backends import BackendPool
 from gateway.config import Config
 from gateway.embeddings_backend import EmbedderBackend, embedder_spec
 from gateway.metrics import Metrics
+from gateway.placement_client import HostCommands
+from gateway.placement_task import PlacementTask
 from gateway.service import Clock, GatewayService, ServiceLimits, build_service
 from gateway.state.affinity import SessionMemory
 from gateway.state.breakers import BreakerBoard
 from gateway.state.decisions import DecisionLog
 from gateway.state.feedback import FeedbackStore
 from gateway.state.keys import KeyLedger, KeyStore
+from gateway.state.moves import MoveLog
 from gateway.state.policies import PolicyFollower, PolicyStore
 from gateway.steering import Steering
 from gateway.telemetry import log_request
@@ -65,6 +70,7 @@ class Parts:
     decisions: DecisionLog
     policy_store: PolicyStore
     follower: PolicyFollower
+    moves: MoveLog
     tracing: Tracing | None
 
 
@@ -162,12 +168,34 @@ async def open_parts(config: Config, redis_url: str) -> AsyncIterator[Parts]:
             decisions=decisions,
             policy_store=policy_store,
             follower=follower,
+            moves=MoveLog(store),
             tracing=tracing,
         )
+        await _start_placement(parts, stack)
         gauges = GaugeTask(WorkerGauges(metrics, config.catalogue.ids), lambda: _worker_view(parts))
         stack.push_async_callback(gauges.aclose)
         gauges.start()
         yield parts
+
+
+async def _start_placement(parts: Parts, stack: AsyncExitStack) -> None:
+    """Every worker watches, the one that has the lease acts; nobody does unless told to."""
+    if parts.config.placement.mode == "off":
+        return
+    commands = HostCommands(token=lambda: os.environ.get(TOKEN_ENV))
+    stack.push_async_callback(commands.aclose)
+    task = PlacementTask(
+        PlacementPlanner(parts.config.placement.planner()),
+        StoreLease(parts.store, "placement", owner=uuid.uuid4().hex),
+        hosts=parts.directory,
+        commands=commands,
+        moves=parts.moves,
+        count=parts.metrics.count_move,
+        now_ms=clock().now_ms,
+        wall_ms=clock().wall_ms,
+    )
+    stack.push_async_callback(task.aclose)
+    task.start()
 
 
 def _worker_view(parts: Parts) -> WorkerView:
@@ -243,6 +271,7 @@ def admin_application(parts: Parts, key: str | None) -> FastAPI:
             policy_store=parts.policy_store,
             follower=parts.follower,
             hosts=parts.directory,
+            moves=parts.moves,
             breakers=parts.breakers,
             metrics=parts.metrics,
             readiness=_readiness(parts),

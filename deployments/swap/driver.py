@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import math
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol, assert_never
@@ -28,8 +27,8 @@ from deployments.swap.effects import (
     SlotSnapshot,
     WakeAt,
 )
-from deployments.swap.prefetch import Prefetch, next_prefetch
-from deployments.swap.states import SlotPhase
+from deployments.swap.loading import Prefetcher, WeightLoading
+from deployments.swap.work import Work, WorkMeter
 from experts.errors import (
     CanaryMismatch,
     CoeError,
@@ -121,18 +120,6 @@ class SlotScheduler(Protocol):
     def wanted(self) -> list[str]: ...
 
 
-class Prefetcher(Protocol):
-    """Whoever can bring an expert's weights from disk into host memory ahead of its swap."""
-
-    @property
-    def in_pool(self) -> Collection[str]: ...
-
-    async def prefetch(self, expert: str, keep: Sequence[str]) -> bool:
-        """Returns when the weights are there, or False when that is not possible now. Runs beside
-        generations and swaps. Raises ``SwapFailed`` when the weights cannot be loaded."""
-        ...
-
-
 class Lease:
     """A request's right to run its expert. ``queue_ms`` + ``swap_ms`` is all it has waited:
     ``swap_ms`` is the part during which its own expert was being made resident.
@@ -203,9 +190,15 @@ class SlotDriver:
         self._actuator = actuator
         self._clock = clock
         self._scheduler: SlotScheduler = scheduler or Scheduler(config, experts, resident, engines)
-        self._prefetcher = prefetcher
-        self._prefetching: asyncio.Task[None] | None = None
-        self._prefetch_again_ms = -math.inf
+        self.loading = WeightLoading(
+            self._scheduler,
+            prefetcher,
+            self._experts,
+            pause_ms=config.prefetch_pause_ms,
+            clock=clock,
+            retire=self.retire,
+        )
+        self._work = WorkMeter(config.in_flight_max)
         self._tickets: dict[str, _Ticket] = {}
         self._numbers = itertools.count(1)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -237,9 +230,7 @@ class SlotDriver:
                 self._resolve(ticket, HostUnavailable(ticket.lease.expert))
             elif not self._scheduler.has_sent(name):
                 ticket.lease.aborted.set()
-        if self._prefetching is not None:
-            self._prefetching.cancel()
-            await asyncio.gather(self._prefetching, return_exceptions=True)
+        await self.loading.aclose()
         await self._stop_swap()
 
     async def _stop_swap(self) -> None:
@@ -310,6 +301,8 @@ class SlotDriver:
     def _leave(self, name: str, *, failed: bool) -> None:
         """End a request. Without awaiting: a cancelled task gets no second chance to clean up."""
         ticket = self._tickets.pop(name)
+        if ticket.granted:
+            self._work.end(ticket.lease.expert, self._clock())
         if self._closed:
             return
         if failed or not ticket.granted:
@@ -327,6 +320,7 @@ class SlotDriver:
         if self._closed:
             raise HostUnavailable(lease.expert)
         lease.aborted.clear()
+        self._work.end(lease.expert, self._clock())
         ticket = self._tickets[lease._ticket] = self._new_ticket(lease)
         self._step(self._scheduler.requeue(lease._ticket, ticket.since_ms))
         await self._granted(ticket)
@@ -354,6 +348,10 @@ class SlotDriver:
     def snapshot(self) -> SlotSnapshot:
         return self._scheduler.snapshot()
 
+    def work(self) -> Mapping[str, Work]:
+        """Expert -> what the slot has done for it so far; none for those never granted."""
+        return self._work.totals(self._clock())
+
     def _now_ms(self) -> float:
         """The time of an event. Only the owning loop may cause one."""
         if self._loop is not None and asyncio.get_running_loop() is not self._loop:
@@ -368,7 +366,8 @@ class SlotDriver:
             return
         for effect in effects:
             self._carry_out(effect)
-        self._look_ahead()
+        if self._loop is not None:
+            self.loading.look_ahead()
         self._tell_change()
 
     def _carry_out(self, effect: Effect) -> None:
@@ -396,6 +395,7 @@ class SlotDriver:
         lease.swap_ms += swap_ms
         lease.queue_ms += max(0.0, now_ms - ticket.since_ms - swap_ms)
         ticket.granted = True
+        self._work.begin(lease.expert, now_ms)
         self._resolve(ticket, None)
 
     def _resolve(self, ticket: _Ticket, outcome: CoeError | None) -> None:
@@ -421,45 +421,6 @@ class SlotDriver:
         _log.info("slot is %s, resident %s, target %s", *state[:3])
         if self.on_change is not None and self._loop is not None:
             self._loop.call_soon(self.on_change)  # its failure must not break a request's path
-
-    # --- loading ahead ---------------------------------------------------------------------------
-
-    def _look_ahead(self) -> None:
-        """Have the most wanted expert loaded that host memory lacks; one at a time."""
-        prefetcher, now_ms = self._prefetcher, self._clock()
-        if prefetcher is None or self._prefetching is not None or self._loop is None:
-            return
-        in_pool = prefetcher.in_pool
-        if len(in_pool) >= len(self._experts) or now_ms < self._prefetch_again_ms:
-            return
-        phase, resident, target, *_ = self._scheduler.visible_state()
-        in_use = [str(expert) for expert in (resident, target) if expert is not None]
-        swapping = str(target) if phase is SlotPhase.SWAPPING else None
-        following = next_prefetch(self._scheduler.wanted(), in_pool, in_use, swapping)
-        if following is not None:
-            self._prefetching = self._loop.create_task(
-                self._prefetch(prefetcher, following), name=f"prefetch {following.expert}"
-            )
-
-    async def _prefetch(self, prefetcher: Prefetcher, what: Prefetch) -> None:
-        failure: str | None = None
-        loaded = False
-        try:
-            loaded = await prefetcher.prefetch(what.expert, what.keep)
-        except SwapFailed as error:
-            failure = error.reason
-        # The task's outermost frame. The swap itself will meet the trouble, and say what it is.
-        except Exception:  # noqa: BLE001
-            _log.exception("loading %s ahead raised an unexpected error", what.expert)
-        self._prefetching = None
-        if self._closed:
-            return
-        if not loaded:
-            self._prefetch_again_ms = self._clock() + self._config.prefetch_pause_ms
-        if failure is not None:
-            self.retire(what.expert, failure)
-        elif loaded:
-            self._look_ahead()
 
     # --- swaps -----------------------------------------------------------------------------------
 

@@ -70,7 +70,7 @@ class Recipe:
 
     steps: int
     seed: int = 7
-    heldout: int = 100
+    heldout: int = 200
     rank: int = 8
     alpha: int = 16
     learning_rate: float = 2e-3

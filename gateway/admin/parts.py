@@ -13,6 +13,7 @@ from gateway.metrics import Metrics
 from gateway.state.breakers import TargetView
 from gateway.state.decisions import DecisionLog
 from gateway.state.keys import KeyLedger, KeyStore
+from gateway.state.moves import MoveLog
 from gateway.state.policies import PolicyFollower, PolicyStore
 from policies.live import PolicyWatcher
 
@@ -47,6 +48,7 @@ class AdminParts:
     policy_store: PolicyStore
     follower: PolicyFollower
     hosts: Hosts
+    moves: MoveLog
     breakers: Tripped
     metrics: Metrics
     readiness: Callable[[], Awaitable[Readiness]]

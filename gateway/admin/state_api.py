@@ -7,12 +7,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
 
-from deployments.host_record import HostRecord
-from experts.errors import InvalidRequest
+from deployments.host_record import HostRecord, PoolRecord
+from experts.errors import InvalidRequest, StateUnavailable
 from experts.types import MICRO_USD_PER_USD, ExpertSpec, SourceKind
 from gateway.admin.parts import AdminParts
 from gateway.breakers import expert_target
 from gateway.state.decisions import TAIL_MAX
+from gateway.state.moves import MoveLog
 
 __all__ = ["state_router"]
 
@@ -36,7 +37,8 @@ def state_router(parts: AdminParts) -> APIRouter:
     async def residency() -> JSONResponse:
         now_ms = parts.wall_ms()
         hosts = [_host(record, now_ms) for record in parts.hosts.records]
-        return JSONResponse({"hosts": hosts, "stale": parts.hosts.stale})
+        moves = await _last_moves(parts.moves)
+        return JSONResponse({"hosts": hosts, "stale": parts.hosts.stale, "moves": moves})
 
     @router.get("/breakers")
     async def breakers() -> JSONResponse:
@@ -65,6 +67,14 @@ def state_router(parts: AdminParts) -> APIRouter:
         return JSONResponse({"decisions": records, "last": last})
 
     return router
+
+
+async def _last_moves(moves: MoveLog) -> list[dict[str, Any]] | None:
+    """None: the store is away, so nobody knows. The hosts are still worth showing."""
+    try:
+        return await moves.last()
+    except StateUnavailable:
+        return None
 
 
 def _expert(spec: ExpertSpec, parts: AdminParts) -> dict[str, Any]:
@@ -100,6 +110,22 @@ def _host(record: HostRecord, now_ms: int) -> dict[str, Any]:
         "queued": dict(record.queue_depths),
         "swap_ms": dict(record.swap_ms),
         "out_of_service": dict(record.out_of_service),
+        "pool_bytes": record.pool_bytes,
+        "pooled_bytes": record.pooled_bytes,
+        "pools": [_pool(pool) for pool in record.pools],
+        "load_ms": record.load_ms or None,
+        "moving": record.moving,
         "heartbeat_age_ms": max(0, now_ms - record.heartbeat_ms),
         "up_ms": max(0, now_ms - record.started_ms),
+    }
+
+
+def _pool(pool: PoolRecord) -> dict[str, Any]:
+    return {
+        "architecture": pool.group,
+        "limit_bytes": pool.limit_bytes,
+        "entry_bytes": pool.entry_bytes,
+        "used_bytes": pool.entry_bytes * len(pool.pooled),
+        "pooled": list(pool.pooled),
+        "experts": list(pool.experts),
     }

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from deployments.host_http import HostPort
 from deployments.swap.config import SchedulerConfig
 from deployments.swap.driver import SlotDriver, SwapReport
+from experts.engine_group import EnginePool
 from experts.errors import HostLost, InvalidRequest
 from experts.types import Endpoint
 
@@ -103,6 +104,36 @@ class ScriptedEngine:
             raise
         text = "".join(part["choices"][0]["delta"]["content"] for part in told)
         return {"choices": [{"message": {"role": "assistant", "content": text}}]}
+
+
+class PooledEngine(ScriptedEngine):
+    """As ``EngineGroup`` is to its host: one engine for a and b, with room for ``places``."""
+
+    engine_of: Mapping[str, str] = {"a": "a", "b": "a"}
+
+    def __init__(self, pooled: str = "ab", places: int = 10) -> None:
+        super().__init__()
+        self.in_pool = frozenset(pooled)
+        self.places = places
+        self.stopped = 0
+        self.load_ms: float | None = None
+
+    @property
+    def pools(self) -> tuple[EnginePool, ...]:
+        return (EnginePool("arch", 10 * self.places, 10, ("a", "b"), self.in_pool),)
+
+    async def prefetch(self, expert: str, keep: Sequence[str]) -> bool:
+        await asyncio.sleep(0.005)
+        if len(self.in_pool) >= self.places:
+            return False
+        self.in_pool |= {expert}
+        return True
+
+    async def evict(self, expert: str) -> None:
+        self.in_pool -= {expert}
+
+    def shutdown(self) -> None:
+        self.stopped += 1
 
 
 class Slot:

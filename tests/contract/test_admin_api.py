@@ -17,7 +17,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from deployments.host_record import HostRecord
+from deployments.host_record import HostRecord, PoolRecord
 from deployments.store import StateStore
 from experts.catalogue import Catalogue
 from gateway.admin.app import create_admin_app
@@ -29,6 +29,7 @@ from gateway.metrics import Metrics
 from gateway.state.breakers import BreakerBoard
 from gateway.state.decisions import DecisionLog
 from gateway.state.keys import KeyLedger, KeyStore
+from gateway.state.moves import MoveLog, MoveRecord
 from gateway.state.policies import PolicyFollower, PolicyStore
 from policies.live import PolicyWatcher
 from tests.contract.gateway_kit import spec
@@ -73,7 +74,13 @@ def desk(stand_alone_url: str, tmp_path: Path, namespace: str) -> Desk:
     catalogue = Catalogue({s.id: s for s in specs})
     watcher, policies = PolicyWatcher(tmp_path, catalogue.ids, "auto"), PolicyStore(store)
     record = HostRecord(
-        "h-1", "http://h:1", ("large",), resident="large", queue_depths={"large": 3}, heartbeat_ms=9
+        "h-1",
+        "http://h:1",
+        ("large",),
+        resident="large",
+        queue_depths={"large": 3},
+        heartbeat_ms=9,
+        pools=(PoolRecord("arch", 90, 40, ("large",), ("large",)),),
     )
 
     async def readiness() -> Readiness:
@@ -89,6 +96,7 @@ def desk(stand_alone_url: str, tmp_path: Path, namespace: str) -> Desk:
             policy_store=policies,
             follower=PolicyFollower(policies, watcher.set_overrides),
             hosts=Hosts([record]),
+            moves=MoveLog(store),
             breakers=BreakerBoard(),
             metrics=Metrics(),
             readiness=readiness,
@@ -237,7 +245,13 @@ async def test_decisions_experts_and_hosts_can_be_looked_at(desk: Desk) -> None:
         experts = {e["id"]: e for e in (await client.get("/admin/experts")).json()["experts"]}
         assert experts["large"]["resident_on"] == ["h-1"]
         assert experts["large"]["waiting"] == 3
-        assert (await client.get("/admin/residency")).json()["hosts"][0]["heartbeat_age_ms"] == 991
+        await desk.parts.moves.append(MoveRecord(5, "pool", "h-1", "large", "done", "", 2.0))
+        residency = (await client.get("/admin/residency")).json()
+        (shown,) = residency["hosts"]
+        assert shown["heartbeat_age_ms"] == 991
+        assert (shown["pool_bytes"], shown["pooled_bytes"]) == (90, 40)
+        assert shown["pools"][0]["pooled"] == ["large"]
+        assert [move["expert"] for move in residency["moves"]] == ["large"]
         status = (await client.get("/admin/status")).json()
         assert (status["status"], status["money"]["spent_usd"]) == ("degraded", 0.0)
 

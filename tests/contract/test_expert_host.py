@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +14,10 @@ from deployments import host as host_module
 from deployments.host import ExpertHost
 from deployments.host_config import HostConfig
 from deployments.host_record import HostRecord
-from experts.engine_group import EngineGroup, EnginePool
+from experts.engine_group import EngineGroup
 from experts.errors import ArtifactError, HostLost, StateUnavailable
 from tests.contract.gateway_kit import eventually
-from tests.contract.host_kit import ScriptedEngine
-
-
-class Engine(ScriptedEngine):
-    """As ``EngineGroup`` is to its host."""
-
-    stopped = 0
-    engine_of: Mapping[str, str] = {"a": "a", "b": "a"}
-    in_pool = frozenset({"a", "b"})
-    load_ms: float | None = None
-
-    @property
-    def pools(self) -> tuple[EnginePool, ...]:
-        return (EnginePool("arch", 100, 10, ("a", "b"), self.in_pool),)
-
-    async def prefetch(self, expert: str, keep: Sequence[str]) -> bool:
-        self.in_pool |= {expert}
-        return True
-
-    async def evict(self, expert: str) -> None:
-        self.in_pool -= {expert}
-
-    def shutdown(self) -> None:
-        self.stopped += 1
+from tests.contract.host_kit import PooledEngine as Engine
 
 
 class Registry:

@@ -63,7 +63,7 @@ def test_the_rest_still_serve(cache: Path, tmp_path: Path) -> None:
         name: {
             "source": {"path": f"cache:quickstart/{name}"},
             "price": {"input_usd_per_mtok": 0.02, "output_usd_per_mtok": 0.06},
-            "context_tokens": 2048,
+            "context_tokens": 1024,
         }
         for name in EXPERTS
     }

@@ -131,6 +131,7 @@ async def test_pool_canary_cache_and_serving(
     await serving_layer_answers_under_the_experts_name(engine)
     await a_returning_expert_hits_its_blocks_and_nobody_hits_anothers(engine)
     await an_expert_is_loaded_ahead_while_another_generates(engine, tiny)
+    await an_evicted_expert_comes_back_from_disk_the_same(engine)
     await weights_cut_short_fail_ahead_and_spoil_nothing(engine, tiny)
     await a_missing_folder_is_refused_and_the_resident_put_back(engine, tiny)
     await a_corrupted_entry_fails_its_canary(engine)
@@ -195,6 +196,24 @@ async def an_expert_is_loaded_ahead_while_another_generates(
     await engine.make_resident("late")
     assert await answers(engine) == late
     assert late != undisturbed
+
+
+async def an_evicted_expert_comes_back_from_disk_the_same(engine: SwappableEngine) -> None:
+    """Its memory is let go of while another generates; nobody's answers change."""
+    await engine.make_resident("b")
+    before = await answers(engine)
+    await engine.make_resident("a")
+    undisturbed = await greedy(engine, PROMPTS[2])
+    generating = asyncio.create_task(greedy(engine, PROMPTS[2]))
+    await engine.evict("b")
+    await engine.evict("b")  # nothing is left to let go of
+    assert await generating == undisturbed
+    assert "b" not in engine.in_pool
+    assert engine.entry_bytes > 0
+    assert (await engine.make_resident("b")).source == "disk"
+    assert engine.load_ms is not None
+    assert engine.load_ms > 0.0
+    assert await answers(engine) == before
 
 
 async def weights_cut_short_fail_ahead_and_spoil_nothing(

@@ -14,11 +14,16 @@ from deployments.choose_host import (
     expected_wait_ms,
     unmeasured_swap_ms,
 )
-from deployments.host_record import HostRecord
+from deployments.host_record import HostRecord, PoolRecord
 
 EXPERTS = ("a", "b", "c")
 NOW = 1_700_000_000_000
 expert_ids = st.sampled_from(EXPERTS)
+
+
+def pool(held: str) -> tuple[PoolRecord, ...]:
+    """Host memory with these experts in it."""
+    return (PoolRecord("arch", 30, 10, EXPERTS, tuple(held)),)
 
 
 @st.composite
@@ -36,6 +41,8 @@ def hosts(draw: st.DrawFn) -> HostRecord:
         slot_state=draw(st.sampled_from(["empty", "serving", "draining", "swapping"])),
         heartbeat_ms=NOW - draw(st.integers(0, 2 * OUTDATED_RECORD_MS)),
         queued_request_ms=draw(st.sampled_from([0.0, 5.0, 80.0])),
+        pools=draw(st.sampled_from([(), pool(""), pool("a"), pool("abc")])),
+        load_ms=draw(st.sampled_from([0.0, 400.0])),
     )
 
 
@@ -122,6 +129,23 @@ def test_cheaper_measured_swap_is_preferred() -> None:
 def test_expert_never_swapped_is_taken_for_the_slowest_measured_on_its_host() -> None:
     unmeasured = host("u", swap_ms={"b": 300.0, "c": 900.0})
     assert expected_wait_ms(unmeasured, "a") == 900.0
+
+
+def test_a_host_that_has_the_weights_in_memory_is_preferred() -> None:
+    """Also to one that measured its swaps while it still had them, and until its swap is dearer."""
+    held = host("far", swap_ms={"b": 300.0}, pools=pool("ab"))
+    evicted = host("near", swap_ms={"b": 50.0}, pools=pool("a"), load_ms=2_000.0)
+
+    def picked(other: HostRecord) -> str | None:
+        best = choose_host([held, other], "b", NOW)
+        return best.host_id if best else None
+
+    assert picked(evicted) == "far"
+    assert expected_wait_ms(evicted, "b") == 2_000.0
+    assert picked(replace(evicted, load_ms=100.0)) == "near"
+    assert picked(replace(evicted, load_ms=0.0)) == "far", "no load was measured"
+    slow = replace(evicted, swap_ms={"b": 2_400.0})  # measured with the disk in it
+    assert expected_wait_ms(slow, "b") == 2_400.0
 
 
 def test_draining_resident_must_swap_back() -> None:

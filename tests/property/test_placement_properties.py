@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from deployments.placement import (
 )
 
 CONFIG = PlacementConfig(gain_min=0.05)
+YIELDING = PlacementConfig(gain_min=0.05, idle_yields=True)
 SIZES = {"llama": 10, "qwen": 14}
 NOBODY = frozenset[str]()
 
@@ -57,11 +59,14 @@ def check(
 
 
 def steps(
-    wanted: list[ExpertNeed], hosts: list[HostRoom], placed: dict[str, frozenset[str]]
+    wanted: list[ExpertNeed],
+    hosts: list[HostRoom],
+    placed: dict[str, frozenset[str]],
+    config: PlacementConfig = CONFIG,
 ) -> list[tuple[Move, dict[str, frozenset[str]]]]:
     """All moves until there is none; each with the placement before it."""
     taken = []
-    while (move := next_move(wanted, hosts, placed, CONFIG)) is not None:
+    while (move := next_move(wanted, hosts, placed, config)) is not None:
         taken.append((move, placed))
         placed = apply_move(placed, move)
         check(wanted, hosts, placed)
@@ -93,6 +98,30 @@ def test_an_expert_is_left_out_only_where_none_but_only_copies_stand_in_its_way(
             if {other.group for other in held} | ({host.group} - {None}) <= {need.group}:
                 only = sum(other.size_bytes for other in held if copies[other.expert] == 1)
                 assert host.memory_bytes - only < need.size_bytes
+
+
+@settings(deadline=None, max_examples=60)
+@given(needs(), clusters(), st.sets(st.integers(0, 9)), st.randoms(use_true_random=False))
+def test_who_is_idle_keeps_nobody_out_and_hosts_take_only_what_they_may(
+    wanted: list[ExpertNeed], hosts: list[HostRoom], idle: set[int], random: object
+) -> None:
+    ids = [need.expert for need in wanted]
+    wanted = [replace(n, load=0.0) if at in idle else n for at, n in enumerate(wanted)]
+    hosts = [
+        replace(host, takes=frozenset(random.sample(ids, random.randint(0, len(ids)))))  # type: ignore[attr-defined]
+        for host in hosts
+    ]
+    *_, (_, rest) = steps(wanted, hosts, empty(hosts), YIELDING)
+    assert all(rest[host.host_id] <= (host.takes or set()) for host in hosts)
+    by_id = {need.expert: need for need in wanted}
+    copies = {e: sum(e in held for held in rest.values()) for e in by_id}
+    for need in (n for n in unplaced(wanted, rest) if n.load > 0.0):
+        for host in hosts:
+            held = [by_id[e] for e in rest[host.host_id]]
+            alike = {other.group for other in held} | ({host.group} - {None}) <= {need.group}
+            if alike and need.expert in (host.takes or set()):
+                needed = [o for o in held if copies[o.expert] == 1 and o.load > 0.0]
+                assert host.memory_bytes - sum(o.size_bytes for o in needed) < need.size_bytes
 
 
 @settings(deadline=None, max_examples=60)

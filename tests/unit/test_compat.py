@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from experts.compat import (
+    architecture_digest,
     check_compatible,
     config_differences,
     resolve_model_folder,
@@ -42,6 +43,15 @@ def test_another_tokenizer_is_another_expert(tmp_path: Path) -> None:
     other = write(tmp_path / "other", BASE, tokenizer='{"x": 1}')
     with pytest.raises(ArtifactError, match=r"tokenizer\.json"):
         check_compatible(base, other, expert="other")
+
+
+def test_the_architectures_digest_is_equal_where_an_engine_can_be_shared(tmp_path: Path) -> None:
+    digest = architecture_digest(write(tmp_path / "base", BASE))
+    same = {**BASE, "rope_theta": 10_000, "torch_dtype": "float32", "head_dim": None}
+    assert architecture_digest(write(tmp_path / "same", same)) == digest
+    turned = {**BASE, "rope_theta": 1e6}
+    assert architecture_digest(write(tmp_path / "turned", turned)) != digest
+    assert architecture_digest(write(tmp_path / "other", BASE, '{"x": 1}')) != digest
 
 
 def test_a_key_that_one_side_lacks_is_a_difference() -> None:

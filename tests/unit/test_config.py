@@ -160,3 +160,15 @@ def test_the_embedder_is_served_only_at_a_price(tmp_path: Path) -> None:
     assert priced.embeddings_price.cost_micro_usd(1_000_000, 0) == 10_000
     with pytest.raises(ConfigError, match="input_usd_per_mtok"):
         load(tmp_path, GOOD + "router: {embeddings: {}}\n")
+
+
+def test_placement_is_off_unless_told_and_its_settings_reach_the_planner(tmp_path: Path) -> None:
+    assert load(tmp_path, GOOD).placement.mode == "off"
+    assert load(tmp_path, GOOD + "placement: {mode: off}\n").placement.mode == "off"
+    told = "{mode: auto, half_life_s: 30, pause_s: 2, gain_min: 0.1, copies_max: 3}"
+    placement = load(tmp_path, GOOD + f"placement: {told}\n").placement
+    planner = placement.planner()
+    assert (placement.mode, planner.half_life_ms, planner.pause_ms) == ("auto", 30_000.0, 2_000.0)
+    assert (planner.placement.gain_min, planner.placement.copies_max) == (0.1, 3)
+    with pytest.raises(ConfigError, match="pause_s"):
+        load(tmp_path, GOOD + "placement: {pause_s: 0.5}\n")

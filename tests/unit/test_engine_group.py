@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from experts.compat import architecture_digest
 from experts.device_memory import (
     DeviceMemory,
     Footprint,
@@ -78,6 +79,8 @@ class Engine:
     dead: bool = False
     pooled: Mapping[str, Any] = field(default_factory=dict)
     in_pool: frozenset[str] = frozenset()
+    entry_bytes: int = 7
+    load_ms: float | None = None
 
     async def make_resident(self, expert: str, keep: Sequence[str] = ()) -> SwapReport:
         assert self.device.held[self.name] == self.needs, "a copy into an engine that is not awake"
@@ -90,6 +93,9 @@ class Engine:
 
     async def prefetch(self, expert: str, keep: Sequence[str] = ()) -> bool:
         return True
+
+    async def evict(self, expert: str) -> None:
+        self.in_pool -= {expert}
 
     async def sleep(self) -> None:
         self.device.does("sleep", self, self.residue)
@@ -318,6 +324,24 @@ async def test_whatever_fails_one_engine_at_most_is_awake_and_the_device_is_neve
     for expert in "zaw":
         await group.make_resident(expert)
         assert group.resident == expert
+
+
+async def test_each_running_engine_shows_its_part_of_the_pool(folders: dict[str, str]) -> None:
+    world = World()
+    group, _ = await started(world, folders)
+    world.engines["a"].in_pool = frozenset("ab")
+    world.engines["a"].load_ms, world.engines["w"].load_ms = 40.0, 900.0
+    narrow, wide = group.pools
+    assert (narrow.experts, narrow.pooled, narrow.entry_bytes) == (("a", "b"), {"a", "b"}, 7)
+    assert narrow.group == architecture_digest(folders["b"]) != wide.group
+    assert narrow.limit_bytes + wide.limit_bytes <= 4096
+    assert group.load_ms == 900.0
+    await group.evict("b")
+    assert group.in_pool == {"a"}
+    world.engines["w"].dead = True
+    await group.check_health()
+    assert [pool.group for pool in group.pools] == [narrow.group], "what is gone holds nothing"
+    await group.evict("x")
 
 
 def test_no_step_begins_while_another_is_under_way() -> None:

@@ -7,7 +7,13 @@ import json
 import msgspec
 import pytest
 
-from deployments.host_record import HostRecord, encode_record, record_from_json, record_to_json
+from deployments.host_record import (
+    HostRecord,
+    PoolRecord,
+    encode_record,
+    record_from_json,
+    record_to_json,
+)
 
 RECORD = HostRecord(
     "h", "http://x", ("a",), resident="a", queue_depths={"a": 1}, swap_ms={"a": 2.5}
@@ -35,3 +41,13 @@ def test_anything_else_is_refused(raw: bytes) -> None:
 def test_expert_out_of_service_is_not_served() -> None:
     record = HostRecord("h", "http://x", ("a", "b"), out_of_service={"b": "canary"})
     assert [record.serves(e) for e in ("a", "b", "c")] == [True, False, False]
+
+
+def test_what_a_host_holds_in_memory_survives_and_is_summed_up() -> None:
+    pools = (PoolRecord("x", 100, 30, ("a", "b"), ("a",)), PoolRecord("y", 50, 20, ("c",), ("c",)))
+    record = HostRecord("h", "http://x", ("a", "b", "c"), pools=pools, work={"a": (2, 900)})
+    assert record_from_json(record_to_json(record)) == record
+    assert (record.pool_bytes, record.pooled_bytes) == (150, 50)
+    assert record.pooled == {"a", "c"}
+    assert [record.reads_disk_for(e) for e in ("a", "b")] == [False, True]
+    assert not RECORD.reads_disk_for("a"), "a host that says nothing of its memory"

@@ -243,5 +243,5 @@ TASK = Task(
     generate=generate,
     verify=verify,
     max_new_tokens=128,
-    train_steps=480,
+    train_steps=1000,
 )

@@ -504,5 +504,5 @@ TASK = Task(
     generate=generate,
     verify=verify,
     max_new_tokens=112,
-    train_steps=420,
+    train_steps=800,
 )

@@ -16,7 +16,7 @@ from bench.composition.verify_sql import run_query, sql_is
 
 from . import phrasing
 from .sql_questions import JOINED, SINGLE, STEM, Draw
-from .sql_schema import Column, Table, draw_tables, populate
+from .sql_schema import Table, draw_tables, populate
 from .task import Example, Split, Task, user_turn
 
 DATABASES = 3
@@ -34,36 +34,89 @@ _NOTATIONS = {
     "table": "table {t}: {cols}",
     "star": "* {t} with {cols}",
     "dash": "- {t}({cols})",
+    "create lines": "CREATE TABLE {t} (\n  {cols}\n);",
+    "typed spaced": "{t} ({cols})",
+    "has": "{t} has {cols}",
+    "quoted": "`{t}` ({cols})",
+    "arrow": "{t} -> {cols}",
+    "slash": "{t} / columns: {cols}",
+    "the table": "the table {t} with the columns {cols}",
+    "angle": "{t}<{cols}>",
+    "pipe": "{t} | {cols}",
+    "brace": "{t} {{{cols}}}",
+    "columns": "{t} (columns: {cols})",
+    "with": "{t} with {cols}",
+    "equals": "{t} = ({cols})",
+    "below": "Table {t}\n  {cols}",
+    "dotted": "{t}.({cols})",
+    "named": "Table `{t}`, columns {cols}",
 }
-_IN_LINE = ("call", "call", "call", "spaced", "bracket")
+_IN_LINE = (
+    *("call",) * 4,
+    *("spaced", "bracket", "quoted", "angle", "brace", "columns", "typed"),
+    *("with", "the table", "arrow"),
+)
 _HELDOUT = {"lines": "- {t}: {cols}", "line": "{t}: {cols}"}
+_HELDOUT_DRAWS = (9, 5)
+"""How many styles the held-out questions once drew from; they stay the same as styles are added."""
+
+_TYPES = (("TEXT", "INTEGER"),) * 3 + (("text", "int"), ("VARCHAR(50)", "INT"))
 
 
-def _types(column: Column) -> str:
-    return "TEXT" if column.kind == "text" else "INTEGER"
+def _styles(rng: Random, split: Split) -> tuple[str, str]:
+    """The schema's notation in a block of its own, and in a running line."""
+    if split == "train":
+        return rng.choice(tuple(_NOTATIONS)), rng.choice(_IN_LINE)
+    for size in _HELDOUT_DRAWS:
+        rng.randrange(size)
+    return "lines", "line"
+
+
+def _typed(rng: Random, tables: list[Table], create: bool) -> dict[str, str]:
+    """``id INTEGER PRIMARY KEY`` and the like by ``table.column``, alike for all the tables."""
+    text, number = rng.choice(_TYPES)
+    keyed = create and rng.random() < 0.4
+    keys = {t.name: t.key for t in tables}
+    said = {}
+    for table in tables:
+        for c in table.columns:
+            extra = " PRIMARY KEY" if keyed and c.kind == "id" else ""
+            if keyed and c.kind == "ref":
+                extra = f" REFERENCES {table.parent}({keys[table.parent]})"
+            kind = text if c.kind == "text" else number
+            said[f"{table.name}.{c.name}"] = f"{c.name} {kind}{extra}"
+    return said
 
 
 def _render(rng: Random, split: Split, tables: list[Table], style: str, glue: str) -> str:
     """The schema as people paste it; the held-out split has notations of its own."""
     notation = _NOTATIONS.get(style) or _HELDOUT[style]
+    create = style.startswith("create")
+    typed = _typed(rng, tables, create) if create or style.startswith("typed") else {}
     parts = []
     for table in tables:
-        typed = style in ("create", "typed")
-        said = [f"{c.name} {_types(c)}" if typed else c.name for c in table.columns]
-        parts.append(notation.format(t=table.name, cols=", ".join(said)))
+        columns = list(table.columns)
+        if split == "train" and rng.random() < 0.15:
+            rng.shuffle(columns)
+        said = [typed.get(f"{table.name}.{c.name}", c.name) for c in columns]
+        between = ",\n  " if style == "create lines" else ", "
+        parts.append(notation.format(t=table.name, cols=between.join(said)))
     return glue.join(parts)
 
 
 def _prompt(rng: Random, split: Split, tables: list[Table], question: str) -> str:
     """Schema and question in one of the shapes that people send."""
-    styles = (rng.choice(tuple(_NOTATIONS)), rng.choice(_IN_LINE))
-    block, line = styles if split == "train" else ("lines", "line")
+    block, line = _styles(rng, split)
     frame = phrasing.say(
         rng, STEM, split, "frame", schema="{schema}", line="{line}", question="{question}"
     )
     end = "" if question[-1] in ".?" or rng.random() < 0.4 else rng.choice("..?")
     asked = phrasing.slip(rng, phrasing.capital(question + end), share=0.06)
-    glue = rng.choice((", ", "; ", ", ", " and ")) if split == "train" else "; "
+    closed = split == "train" and not _NOTATIONS[line].endswith("{cols}")
+    glue = rng.choice((", ", "; ", ", ", " and ")) if closed else "; "
+    if split == "train":
+        asked = asked[:1].lower() + asked[1:] if rng.random() < 0.1 else asked
+        asked += "." if "{question} " in frame and asked[-1] not in ".?" else ""
     return (
         frame.replace("{schema}", _render(rng, split, tables, block, "\n"))
         .replace("{line}", _render(rng, split, tables, line, glue))
@@ -121,5 +174,5 @@ TASK = Task(
     generate=generate,
     verify=verify,
     max_new_tokens=80,
-    train_steps=280,
+    train_steps=800,
 )

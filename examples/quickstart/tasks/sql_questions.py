@@ -223,6 +223,14 @@ def _top(draw: Draw) -> Query:
     return Query(question, f"SELECT {shown.name} FROM {table.name} {order}")
 
 
+def _superlative_first(draw: Draw, column: Column, down: bool) -> str | None:
+    """``cheapest first``, in training only: the held-out questions were drawn without it."""
+    if draw.split == "heldout" or draw.rng.random() < 0.5:
+        return None
+    idiom = _natural(draw, column, "max" if down else "min")
+    return f"{idiom} first" if idiom else None
+
+
 def _ordered(draw: Draw) -> Query:
     table, rng = draw.main, draw.rng
     picked = rng.sample(table.data_columns, min(len(table.data_columns), rng.choice((1, 1, 2))))
@@ -231,7 +239,8 @@ def _ordered(draw: Draw) -> Query:
     down = not alphabetic and rng.random() < 0.55
     key = "alpha" if alphabetic else ("desc" if down else "asc")
     noun, said, where = _where(draw, table)
-    order = draw.say(key, c=_said(draw, by))
+    order = _superlative_first(draw, by, down) if by.kind == "number" else None
+    order = order or draw.say(key, c=_said(draw, by))
     question = draw.say("ordered", cols=_listed(draw, picked), t=noun, w=said, o=order)
     columns = ", ".join(c.name for c in picked)
     way = "DESC" if down else "ASC"
