@@ -448,8 +448,6 @@ class _OneHost:
 
 
 def _gateway_app(options: argparse.Namespace) -> Any:
-    import uuid
-
     from experts.catalogue import Catalogue
     from experts.types import Capability, ExpertSpec, Price, SourceKind
     from gateway.app import Readiness, create_app
@@ -488,7 +486,7 @@ def _gateway_app(options: argparse.Namespace) -> Any:
         experts=pool,
         limits=ServiceLimits(),
         clock=Clock(lambda: time.monotonic() * 1000, lambda: int(time.time() * 1000)),
-        new_id=lambda: uuid.uuid4().hex,
+        new_id=lambda: secrets.token_hex(16),
         gate=_gate() if options.keys else None,
         observers=(metrics.observe, log_request),
     )

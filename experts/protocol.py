@@ -15,11 +15,12 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import msgspec
+
 from experts.types import Endpoint
 
 
-@dataclass(frozen=True, slots=True)
-class ExpertCall:
+class ExpertCall(msgspec.Struct, frozen=True):
     """One call of one expert. ``body`` is the OpenAI request; the backend sets model and stream.
 
     ``timeout_ms`` bounds the whole call, ``first_token_timeout_ms`` the wait for the first event,

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+import msgspec
+
 MICRO_USD_PER_USD = 1_000_000
 TOKENS_PER_MTOK = 1_000_000
 
@@ -97,8 +99,7 @@ class ExpertSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Needs:
+class Needs(msgspec.Struct, frozen=True):
     """What a request cannot do without; experts that lack any of it are never ranked.
 
     ``language``: ISO 639 code of the prompt; None where it is neither declared nor recognised.

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-import uuid
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -63,7 +63,7 @@ def create_app(
     limits: HttpLimits | None = None,
     readiness: Callable[[], Awaitable[Readiness]],
     lifespan: Lifespan | None = None,
-    new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+    new_id: Callable[[], str] = lambda: secrets.token_hex(16),
     feedback: FeedbackStore | None = None,
 ) -> FastAPI:
     """Build the application. ``feedback`` None: nobody takes any."""

@@ -48,10 +48,13 @@ class CoeOptions:
     explain: bool = False
 
 
+_NOTHING_SAID = CoeOptions()
+
+
 def coe_options(coe: Any) -> CoeOptions:
     """Read the object; None gives the defaults. Raises InvalidRequest that names the key."""
     if coe is None:
-        return CoeOptions()
+        return _NOTHING_SAID
     if not isinstance(coe, dict):
         raise InvalidRequest("coe", "an object is required")
     _refuse_unknown(coe)

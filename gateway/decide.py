@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from msgspec import structs
+
 from experts.catalogue import Catalogue
 from experts.eligibility import eligible
 from experts.errors import (
@@ -113,14 +115,14 @@ class Decider:
         kept, unfit = eligible(specs, needs)
         if not kept and request.coe.language is None and needs.language is not None:
             # Nobody speaks what was recognised: better an expert that may manage than none.
-            needs = replace(needs, language=None)
+            needs = structs.replace(needs, language=None)
             kept, unfit = eligible(specs, needs)
         exclusions = unfit | denied
         if not kept:
             raise _nobody(specs, needs, exclusions, request.prompt_field)
         candidates = tuple(self._live.candidate(spec) for spec in kept)
         if prompt_tokens != longest:  # what is paid for is not what must fit at once
-            needs = replace(needs, prompt_tokens=prompt_tokens)
+            needs = structs.replace(needs, prompt_tokens=prompt_tokens)
         plan, affinity = course.plan(
             lambda policy: _plan(
                 request,
@@ -357,7 +359,7 @@ def _nobody(
     specs: Iterable[ExpertSpec], needs: Needs, exclusions: Mapping[str, str], field_name: str
 ) -> CoeError:
     """PromptTooLong when only the context stands in the way, else NoEligibleExpert."""
-    shorter = replace(needs, prompt_tokens=0, output_tokens=0)
+    shorter = structs.replace(needs, prompt_tokens=0, output_tokens=0)
     fitting, _ = eligible(specs, shorter)
     if not fitting:
         return NoEligibleExpert(dict(exclusions))

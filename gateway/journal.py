@@ -13,6 +13,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import msgspec
+
 from experts.errors import CoeError
 from experts.protocol import CallTimings
 from experts.types import MICRO_USD_PER_USD, ExpertSpec, Needs, Usage
@@ -27,8 +29,7 @@ __all__ = ["CURRENT", "Admission", "Decision", "Journal", "RequestTrace", "Stage
 _POSTERIOR_KEPT = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """How a request is to be answered, and why. ``experts`` are the specs of the plan's stages.
 
     ``classification`` is None when nothing was routed: a named expert, or no router configured.
@@ -45,7 +46,7 @@ class Decision:
     named_expert: str | None = None
     limits_fail_open: bool = False  # a key's limits may go unchecked while the store is away
     needs: Needs | None = None  # what experts were held against
-    affinity: AffinityView = field(default_factory=lambda: AffinityView(AffinityOutcome.OFF))
+    affinity: AffinityView = AffinityView(AffinityOutcome.OFF)
     affinity_ttl_ms: int = 0  # 0: who answers is not remembered
 
 

@@ -7,8 +7,10 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
+
+from msgspec import structs
 
 from experts.errors import (
     CapacityError,
@@ -286,7 +288,7 @@ class _Tries:
         if self._last is None:
             return self._call
         call, left_ms = self._call, self._left_ms()
-        return replace(
+        return structs.replace(
             call,
             timeout_ms=left_ms,
             first_token_timeout_ms=min(call.first_token_timeout_ms, left_ms),

@@ -48,8 +48,7 @@ _CAPABILITY_OF_PART = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class WireRequest:
+class WireRequest(msgspec.Struct, frozen=True):
     """A checked request.
 
     ``body`` is what the caller sent, less ``coe`` and ``models``. ``models``: experts in the order

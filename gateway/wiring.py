@@ -9,7 +9,6 @@ import logging
 import os
 import secrets
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -145,7 +144,7 @@ async def open_parts(config: Config, redis_url: str) -> AsyncIterator[Parts]:
             experts=experts,
             limits=_limits(config),
             clock=clock(),
-            new_id=lambda: f"dec-{uuid.uuid4().hex}",
+            new_id=lambda: f"dec-{secrets.token_hex(16)}",
             gate=gate,
             records=decisions,
             observers=[*observers, sessions.observe],
@@ -186,7 +185,7 @@ async def _start_placement(parts: Parts, stack: AsyncExitStack) -> None:
     stack.push_async_callback(commands.aclose)
     task = PlacementTask(
         PlacementPlanner(parts.config.placement.planner()),
-        StoreLease(parts.store, "placement", owner=uuid.uuid4().hex),
+        StoreLease(parts.store, "placement", owner=secrets.token_hex(16)),
         hosts=parts.directory,
         commands=commands,
         moves=parts.moves,
