@@ -130,5 +130,5 @@ TASK = Task(
     generate=generate,
     verify=verify,
     max_new_tokens=110,
-    train_steps=340,
+    train_steps=460,
 )
