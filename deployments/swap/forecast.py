@@ -97,25 +97,28 @@ class Forecast:
 
     def _turns_ms(self, own: Lane, now_ms: float) -> float:
         """The turns of other experts whose oldest request is older than ours."""
-        skip = (own.expert, self.slot.resident, self.slot.target)
+        resident, target = self._lane_of(self.slot.resident), self._lane_of(self.slot.target)
         service_ms, batch = self._service_ms(now_ms), self.config.in_flight_max
-        floor_ms, factor = self.config.min_residency_ms, self.config.min_residency_factor
-        guess_ms = self.any_swap.value or 0.0
+        factor, guess_ms = self.config.min_residency_factor, self.any_swap.value or 0.0
+        least_ms = self.config.min_residency_ms + service_ms
+        base_ms = factor * service_ms + service_ms
         head_ms, total_ms = own.head_ms, 0.0
         # One plain loop: it runs over every waiting expert at every arrival.
         for lane in self.waiting.values():
-            if lane.head_ms > head_ms or lane.expert in skip:
+            if lane.head_ms > head_ms or lane is own or lane is resident or lane is target:
                 continue
             swap_ms = lane.swap.value
             if swap_ms is None:
                 swap_ms = guess_ms
+            stay_ms = factor * swap_ms + base_ms
+            if stay_ms < least_ms:
+                stay_ms = least_ms
             work_ms = -(-lane.count // batch) * service_ms
-            stay_ms = factor * (swap_ms + service_ms)
-            if stay_ms < floor_ms:
-                stay_ms = floor_ms
-            stay_ms += service_ms
             total_ms += swap_ms + (work_ms if work_ms < stay_ms else stay_ms)
         return total_ms
+
+    def _lane_of(self, expert: str | None) -> Lane | None:
+        return None if expert is None else self.lanes[expert]
 
     def _stay_ms(self, lane: Lane, now_ms: float) -> float:
         """How long a turn of this expert lasts once it is resident."""
