@@ -9,7 +9,7 @@ The rate is a share (``--load``) of what this machine can serve in full batches 
 another, measured first; a second, lighter load follows, to show where the gain ends. Under a load
 that either order could serve, neither has to choose, and the ratios go to 1.
 
-    python bench/swap_load.py [--json FILE] [--seconds 24] [--load 0.5] [--objective-ms MS]
+    python bench/swap_load.py [--json FILE] [--seconds 24] [--load 0.7] [--objective-ms MS]
 
 The objective for the first token is, unless given, what four full batches with their swaps take on
 this machine, and callers leave after six times that: both would mean nothing on a faster one.
@@ -129,7 +129,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", help="result file; - for standard output")
     parser.add_argument("--seconds", type=float, default=24.0, help="of arrivals in each round")
-    parser.add_argument("--load", type=float, default=0.5, help="share of batched capacity")
+    parser.add_argument("--load", type=float, default=0.7, help="share of batched capacity")
     parser.add_argument("--objective-ms", type=float, help="time to first token")
     parser.add_argument("--seed", type=int, default=1)
     return parser.parse_args()
