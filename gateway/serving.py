@@ -41,8 +41,8 @@ def spare_what_was_loaded() -> None:
 
     Some 150,000 objects live as long as the process; looking through them in every full collection
     would stop the loop, and each stream on it, for a tenth of a second. Of the rest nearly all go
-    by their reference count: with a young generation of 700, the default, a fifth of a request's
-    processor time went into searching live requests for cycles (bench/overhead.py).
+    by their reference count; with a young generation of 700, the default, much of the time of a
+    request goes into searching live requests for cycles.
     """
     gc.collect()
     gc.freeze()

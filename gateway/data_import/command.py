@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -16,6 +15,7 @@ from rich.table import Table
 from experts.errors import ConfigError
 from gateway.data_import.answers import Answers, ImportReport
 from gateway.data_import.formats import FORMATS
+from gateway.json_output import write_json
 
 __all__ = ["data_app", "import_data"]
 
@@ -85,7 +85,7 @@ def import_command(
             cost_unit=cost_unit,
             tick=lambda count: status.update(f"reading … {count} answers"),
         )
-    _output(report.as_json(), json_file)
+    write_json(report.as_json(), json_file)
     if json_file != "-":
         print(
             f"wrote {out}: {report.queries} queries, {len(report.experts)} experts, "
@@ -124,7 +124,7 @@ def check_command(
         },
         "query_oracle_score": float(data.score.max(axis=1).mean()),
     }
-    _output(summary, json_file)
+    write_json(summary, json_file)
     if json_file != "-":
         _show(summary)
 
@@ -154,16 +154,3 @@ def _costs(entries: list[str]) -> dict[str, float]:
             raise ConfigError(entry, None, "--cost", "must be EXPERT=COST with a COST of 0 or more")
         costs[expert] = cost
     return costs
-
-
-def _output(result: Mapping[str, Any], target: str | None) -> None:
-    if target is None:
-        return
-    text = json.dumps(result, indent=2, sort_keys=True)
-    if target == "-":
-        print(text)
-        return
-    try:
-        Path(target).write_text(text + "\n")
-    except OSError as error:
-        raise ConfigError(target, None, "", f"cannot be written: {error.strerror}") from error
