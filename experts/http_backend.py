@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import re
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
 import msgspec
 
 from experts.errors import CoeError, ExpertFailed, HostLost, UpstreamTimeout
 from experts.event_stream import DONE, EventTooLarge, SseDecoder
+from experts.http_connection import HttpResponse
+from experts.http_pool import ConnectTimeout, HttpPool, PoolLimits
 from experts.protocol import CallTimings, ExpertCall, ExpertReply
 from experts.types import Endpoint
 from experts.upstream_errors import error_from_event, error_from_reply
@@ -23,24 +22,9 @@ from experts.upstream_errors import error_from_event, error_from_reply
 __all__ = ["HttpBackend", "PoolLimits"]
 
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
-_LARGE_BODY_BYTES = 1 << 20  # above this aiohttp wants a file, so that it can send piece by piece
 _ERROR_BODY_BYTES_MAX = 64 * 1024
 _DRAIN_S = 0.25
 _TAIL_EVENTS = 4  # where a finish reason stands when a server sends no [DONE]; usage may follow it
-
-
-@dataclass(frozen=True, slots=True)
-class PoolLimits:
-    """Bounds of one backend's connections.
-
-    ``keepalive_s`` stays below the 5 s after which uvicorn closes an idle connection, so that a
-    request is not sent into a connection that is being closed.
-    """
-
-    connections_max: int = 1024
-    connect_timeout_ms: float = 5_000.0
-    keepalive_s: float = 4.0
-    reply_bytes_max: int = 64 * 1024 * 1024
 
 
 class HttpBackend:
@@ -66,7 +50,7 @@ class HttpBackend:
         self._upstream_model = upstream_model
         self._host = host
         self._limits = limits or PoolLimits()
-        self._session: aiohttp.ClientSession | None = None
+        self._pool: HttpPool | None = None
 
     async def complete(self, call: ExpertCall) -> ExpertReply:
         """Run to the end.
@@ -83,7 +67,7 @@ class HttpBackend:
                     response.close()
         except TimeoutError as error:
             raise self._timeout(call, error, "total", call.timeout_ms) from error
-        except (aiohttp.ClientError, OSError) as error:
+        except OSError as error:
             raise HostLost(call.expert, self._name) from error
         return ExpertReply(_reply_object(call, body), self._timings(response))
 
@@ -98,7 +82,7 @@ class HttpBackend:
                 response = await self._post(call, stream=True)
         except TimeoutError as error:
             raise self._timeout(call, error, "first token", limit_ms) from error
-        except (aiohttp.ClientError, OSError) as error:
+        except OSError as error:
             raise HostLost(call.expert, self._name) from error
         watchdog = _Watchdog(loop, response, call, started_s)
         stream = HttpStream(call, self._name, response, self._timings(response), watchdog)
@@ -112,9 +96,9 @@ class HttpBackend:
 
     async def aclose(self) -> None:
         """Close the pool; streams that are still open lose their connection."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
 
     @property
     def _name(self) -> str:
@@ -123,43 +107,46 @@ class HttpBackend:
     def _timeout(
         self, call: ExpertCall, error: TimeoutError, phase: str, limit_ms: float
     ) -> UpstreamTimeout:
-        if isinstance(error, aiohttp.ServerTimeoutError):  # raised by the connector
+        if isinstance(error, ConnectTimeout):
             return UpstreamTimeout(call.expert, "connect", self._limits.connect_timeout_ms)
         return UpstreamTimeout(call.expert, phase, limit_ms)
 
-    async def _post(self, call: ExpertCall, *, stream: bool) -> aiohttp.ClientResponse:
+    async def _post(self, call: ExpertCall, *, stream: bool) -> HttpResponse:
         body = {**call.body, "model": self._upstream_model or call.expert}
         if call.endpoint is not Endpoint.EMBEDDINGS:
             body["stream"] = stream
+        if self._pool is None:
+            self._pool = HttpPool(self._base_url, self._limits)
         payload = msgspec.json.encode(body)
-        response = await self._opened_session().post(
-            f"{self._base_url}/{call.endpoint.value}",
-            data=io.BytesIO(payload) if len(payload) > _LARGE_BODY_BYTES else payload,
-            headers=self._headers(call),
-            allow_redirects=False,  # a redirect would carry the bearer token elsewhere
-        )
-        if response.status >= 300:
-            try:
+        response = await self._pool.post(call.endpoint.value, self._headers(call), payload)
+        try:
+            # A redirect is not followed: it would carry the bearer token elsewhere.
+            if response.status >= 300:
                 raise await self._refusal(call, response)
-            finally:
-                response.close()
+            if (coding := response.headers.get("content-encoding", "identity")) != "identity":
+                raise ExpertFailed(
+                    call.expert, 502, f"a reply in {coding}, which was not asked for"
+                )
+        except BaseException:
+            response.close()
+            raise
         return response
 
-    async def _refusal(self, call: ExpertCall, response: aiohttp.ClientResponse) -> CoeError:
+    async def _refusal(self, call: ExpertCall, response: HttpResponse) -> CoeError:
         return error_from_reply(
             expert=call.expert,
             status=response.status,
             headers=response.headers,
-            body=await response.content.read(_ERROR_BODY_BYTES_MAX),
+            body=await _read_at_most(response, _ERROR_BODY_BYTES_MAX),
             waited_ms=call.queue_deadline_ms or call.timeout_ms,
         )
 
     async def _read_bounded(
-        self, call: ExpertCall, response: aiohttp.ClientResponse, limit_bytes: int
+        self, call: ExpertCall, response: HttpResponse, limit_bytes: int
     ) -> bytes:
         parts: list[bytes] = []
         size = 0
-        while part := await response.content.readany():
+        while part := await response.read():
             parts.append(part)
             size += len(part)
             if size > limit_bytes:
@@ -180,30 +167,13 @@ class HttpBackend:
                 headers["x-coe-likely-next"] = call.likely_next
         return headers
 
-    def _timings(self, response: aiohttp.ClientResponse) -> CallTimings:
+    def _timings(self, response: HttpResponse) -> CallTimings:
         headers = response.headers
         return CallTimings(
             host=headers.get("x-coe-host", self._host or ""),
             queue_ms=_milliseconds(headers, "x-coe-queue-ms"),
             swap_ms=_milliseconds(headers, "x-coe-swap-ms"),
         )
-
-    def _opened_session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=self._limits.connections_max,
-                    keepalive_timeout=self._limits.keepalive_s,
-                ),
-                timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=self._limits.connect_timeout_ms / 1000.0
-                ),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                # A compressed event stream arrives in blocks, not token by token.
-                headers={"content-type": "application/json", "accept-encoding": "identity"},
-                skip_auto_headers=("User-Agent",),
-            )
-        return self._session
 
 
 class HttpStream:
@@ -213,7 +183,7 @@ class HttpStream:
         self,
         call: ExpertCall,
         host: str,
-        response: aiohttp.ClientResponse,
+        response: HttpResponse,
         timings: CallTimings,
         watchdog: _Watchdog,
     ) -> None:
@@ -253,10 +223,10 @@ class HttpStream:
     async def _read(self) -> bytes:
         self._watchdog.waiting()
         try:
-            chunk: bytes = await self._response.content.readany()
+            chunk = await self._response.read()
             self._watchdog.arrived()
             return chunk
-        except (aiohttp.ClientError, OSError) as error:
+        except OSError as error:
             if self._watchdog.overrun is not None:
                 phase, limit_ms = self._watchdog.overrun
                 raise UpstreamTimeout(self._call.expert, phase, limit_ms) from error
@@ -296,7 +266,7 @@ class _Watchdog:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        response: aiohttp.ClientResponse,
+        response: HttpResponse,
         call: ExpertCall,
         started_s: float,
     ) -> None:
@@ -363,11 +333,18 @@ def _milliseconds(headers: Mapping[str, str], name: str) -> float:
         return 0.0
 
 
-async def _drain(response: aiohttp.ClientResponse) -> None:
+async def _read_at_most(response: HttpResponse, limit_bytes: int) -> bytes:
+    parts = bytearray()
+    while len(parts) < limit_bytes and (part := await response.read()):
+        parts += part
+    return bytes(parts[:limit_bytes])
+
+
+async def _drain(response: HttpResponse) -> None:
     """Read the end of the body after ``[DONE]``, so that the connection can be used again."""
     try:
         async with asyncio.timeout(_DRAIN_S):
-            while await response.content.readany():
+            while await response.read():
                 pass
-    except (TimeoutError, aiohttp.ClientError, OSError):
+    except OSError:
         return  # the answer is complete; the connection is simply not kept
