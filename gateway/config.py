@@ -128,6 +128,8 @@ class LimitsSection(Section):
     request_timeout_ms: TimeoutMs = 120_000
     first_token_timeout_ms: TimeoutMs = 60_000
     idle_timeout_ms: TimeoutMs = 30_000
+    keep_alive_grace_ms: TimeoutMs = 10_000
+    keep_alive_interval_ms: TimeoutMs = 10_000
 
 
 class RetriesSection(Section):

@@ -33,6 +33,7 @@ from gateway.backends import BackendPool
 from gateway.config import Config
 from gateway.embeddings_backend import EmbedderBackend, embedder_spec
 from gateway.metrics import Metrics
+from gateway.openai_http import KeepAlive
 from gateway.placement_client import HostCommands
 from gateway.placement_task import PlacementTask
 from gateway.service import Clock, GatewayService, ServiceLimits, build_service
@@ -243,7 +244,9 @@ def application(parts: Parts) -> FastAPI:
         parts.service,
         metrics=parts.metrics,
         limits=HttpLimits(
-            body_bytes=limits.body_bytes, concurrent_requests=limits.concurrent_requests
+            body_bytes=limits.body_bytes,
+            concurrent_requests=limits.concurrent_requests,
+            keep_alive=KeepAlive(limits.keep_alive_grace_ms, limits.keep_alive_interval_ms),
         ),
         readiness=_readiness(parts),
         feedback=parts.feedback,

@@ -29,13 +29,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def write_config(folder: Path, **sections: object) -> Path:
+def write_config(
+    folder: Path, *, gateway: Mapping[str, object] | None = None, **sections: object
+) -> Path:
     """The quickstart's configuration with some sections replaced, on ports of its own.
 
     A path of its own also marks every process of this run: it is in their environment.
     """
     config = yaml.safe_load(QUICKSTART.read_text())
-    config["gateway"] = {"port": free_port(), "admin_port": 0}
+    config["gateway"] = {"port": free_port(), "admin_port": 0, **(gateway or {})}
     config.update(sections)
     path = folder / "coe.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))

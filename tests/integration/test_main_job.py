@@ -17,6 +17,7 @@ from tests.integration.stack import Stack, launch, quickstart_is_prepared, wait_
 
 pytestmark = [pytest.mark.engine, pytest.mark.ray, pytest.mark.timeout(600)]
 
+IMPATIENT = {"limits": {"keep_alive_grace_ms": 20, "keep_alive_interval_ms": 20}}
 PROMPTS = {
     "general": "Who wrote the play Hamlet?",
     "sql": "Table users(id, name, age). Write a SQL query for the names of users older than 30.",
@@ -30,7 +31,7 @@ PROMPTS = {
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     assert quickstart_is_prepared(), "run `make models` first"
     folder = tmp_path_factory.mktemp("stack")
-    running = launch(write_config(folder), folder)
+    running = launch(write_config(folder, gateway=IMPATIENT), folder)
     try:
         yield wait_ready(running)
     finally:
@@ -84,6 +85,25 @@ def test_every_chunk_of_a_stream_names_the_expert(client: openai.OpenAI, expert:
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     whole = client.chat.completions.create(model=expert, **ask(PROMPTS[expert]))
     assert text == whole.choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    ("path", "said_meanwhile"),
+    [("chat/completions", b": waiting"), ("messages", b"event: ping")],
+)
+def test_a_stream_is_kept_alive_while_its_expert_is_swapped_in(
+    stack: Stack, client: openai.OpenAI, path: str, said_meanwhile: bytes
+) -> None:
+    """Pain 1: a swap takes several times the 20 ms that a stream may say nothing here."""
+    client.chat.completions.create(model="sql", **ask(PROMPTS["sql"]))  # resident from now on
+    body = {"model": "math", "stream": True, **ask(PROMPTS["math"])}
+    with httpx.stream("POST", f"{stack.url}/{path}", json=body, timeout=60) as answer:
+        assert answer.status_code == 200
+        raw = answer.read()
+    first_word = raw.index(b'"delta"')
+    assert raw[:first_word].count(said_meanwhile) >= 2
+    assert said_meanwhile not in raw[first_word:]
+    assert b'"model":"math"' in raw
 
 
 def test_completions_answer_too(client: openai.OpenAI) -> None:
