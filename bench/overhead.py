@@ -200,7 +200,7 @@ async def _with_router(stack: contextlib.ExitStack, options: argparse.Namespace)
 async def _with_keys(stack: contextlib.ExitStack, options: argparse.Namespace) -> dict[str, Any]:
     """What a key with every kind of limit adds: the same gateway with and without it, in turns.
 
-    Look-up, admission and settlement are a round trip each to a Valkey server on this machine.
+    Admission and settlement are a round trip each to a Valkey server on this machine.
     """
     from deployments.embedded_valkey import EmbeddedValkey
 

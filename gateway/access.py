@@ -14,11 +14,12 @@ from typing import Protocol
 
 from experts.errors import AuthenticationFailed, StateUnavailable
 from gateway.journal import Admission, Decision, Journal
-from gateway.keys import Access, Admitted, KeyRecord, digest_of, looks_like_a_key
+from gateway.key_lookup import KeyLookup
+from gateway.keys import Access, Admitted, digest_of, looks_like_a_key
 from gateway.state.keys import REVOKED_KEY, UNKNOWN_KEY, KeyLedger, Order, Refused
 from gateway.wire import WireRequest
 
-__all__ = ["AccessControl", "Gate", "KeyLookup", "OpenGate", "worst_case_order"]
+__all__ = ["AccessControl", "Gate", "OpenGate", "worst_case_order"]
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +30,6 @@ _BACKLOG_MAX = 10_000
 # them at once would let its patience run out on the way, and it would count as away.
 _STORE_CALLS_MAX = 32
 _RETRY_S = 0.5
-
-
-class KeyLookup(Protocol):
-    """Finds a key by the digest of its secret; ``gateway.state.keys.KeyStore`` is one."""
-
-    async def find(self, digest: str) -> KeyRecord | None: ...
 
 
 class Gate(Protocol):

@@ -32,6 +32,7 @@ from gateway.app import HttpLimits, Readiness, create_app
 from gateway.backends import BackendPool
 from gateway.config import Config
 from gateway.embeddings_backend import EmbedderBackend, embedder_spec
+from gateway.key_lookup import RecentKeys
 from gateway.metrics import Metrics
 from gateway.openai_http import KeepAlive
 from gateway.placement_client import HostCommands
@@ -109,7 +110,7 @@ async def open_parts(config: Config, redis_url: str) -> AsyncIterator[Parts]:
         stack.push_async_callback(feedback.aclose)
         feedback.start()
         gate = AccessControl(
-            KeyStore(store),
+            RecentKeys(KeyStore(store), clock().now_ms),
             KeyLedger(store),
             require_keys=config.gateway.require_keys,
             request_timeout_ms=config.gateway.limits.request_timeout_ms,
