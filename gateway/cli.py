@@ -425,7 +425,7 @@ def _unreachable(url: str) -> CommandFailed:
 
 def _gateway_url(config: Path | None) -> str:
     from gateway.config import default_config_path, load_config
-    from gateway.supervisor import dialable
+    from gateway.start_report import dialable
 
     gateway = load_config(config or default_config_path()).gateway
     return f"http://{dialable(gateway.host)}:{gateway.port}"

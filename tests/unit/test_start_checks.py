@@ -10,10 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gateway import supervisor
 from gateway.config import load_config
 from gateway.progress import Progress
-from gateway.supervisor import ServeOptions, StartFailed
+from gateway.start_checks import check_memory, check_models, listen
+from gateway.start_failed import StartFailed
+from gateway.start_report import dialable
 
 CONFIG = """
 experts:
@@ -47,14 +48,12 @@ def make_model(folder: Path, size_bytes: int) -> None:
 def test_a_port_in_use_is_named_with_the_remedy(config_path: Path) -> None:
     taken = socket.create_server(("127.0.0.1", 0))
     port = taken.getsockname()[1]
-    options = ServeOptions(config_path, port=port)
     with taken, ExitStack() as stack, pytest.raises(StartFailed, match=f"port {port}.*--port"):
-        stack.enter_context(supervisor._listen(load_config(config_path), options))
+        stack.enter_context(listen(load_config(config_path), None, port))
 
 
 def test_a_free_port_is_taken_at_once(config_path: Path) -> None:
-    options = ServeOptions(config_path, port=0)
-    with supervisor._listen(load_config(config_path), options) as listener:
+    with listen(load_config(config_path), None, 0) as listener:
         port = listener.getsockname()[1]
         with pytest.raises(OSError, match="in use"):
             socket.create_server(("127.0.0.1", port)).close()
@@ -69,9 +68,9 @@ def test_too_little_memory_says_how_much(
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     # 3 GiB of programs; 2 GiB in the pool, in the engine and being read; 0.5 GiB of KV cache
     with pytest.raises(StartFailed, match=r"about 9\.5 GiB are needed, 9\.0 GiB are free"):
-        supervisor._check_memory(config)
+        check_memory(config)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free._replace(available=10 << 30))
-    supervisor._check_memory(config)
+    check_memory(config)
 
 
 def test_models_that_are_missing_are_named_and_only_all_of_them_stop_the_start(
@@ -79,10 +78,10 @@ def test_models_that_are_missing_are_named_and_only_all_of_them_stop_the_start(
 ) -> None:
     config = load_config(config_path)
     with pytest.raises(StartFailed, match="make models"):
-        supervisor._check_models(config)
+        check_models(config)
     make_model(tmp_path / "a", 10)
     capsys.readouterr()
-    supervisor._check_models(config)
+    check_models(config)
     said = capsys.readouterr().err
     assert "'b'" in said
     assert "'a'" not in said
@@ -116,4 +115,4 @@ def test_progress_numbers_its_steps_and_tells_the_time() -> None:
     ],
 )
 def test_every_address_to_listen_on_has_a_url(host: str, url: str) -> None:
-    assert supervisor.dialable(host) == url
+    assert dialable(host) == url
