@@ -12,17 +12,20 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from experts.errors import CoeError
 from gateway.ask import CommandFailed, ask, base_url
+from gateway.cli_show import (
+    progress_bar,
+    show_joined,
+    show_route,
+    show_status,
+    show_training,
+)
 from gateway.data_import.command import data_app
 from gateway.decisions_command import decisions_app
 from gateway.feedback_command import feedback_app, read_feedback
@@ -121,7 +124,7 @@ def route(
     explanation["live"] = live
     write_json(explanation, json_file)
     if json_file != "-":
-        _show_route(explanation, live)
+        show_route(explanation, live)
 
 
 @app.command()
@@ -206,13 +209,13 @@ def train(
         joined = add_to(add_expert, options)
         write_json(joined, json_file)
         if json_file != "-":
-            _show_joined(joined)
+            show_joined(joined)
         return
-    with _progress_bar() as progress:
+    with progress_bar() as progress:
         result = run(options, progress)
     write_json(result, json_file)
     if json_file != "-":
-        _show_training(result)
+        show_training(result)
 
 
 @app.command()
@@ -248,7 +251,7 @@ def evaluate(
     options = EvaluateOptions(
         data, artifact, train, _numbers(budgets), holdout, drop_conflicts, embedder, seed
     )
-    with _progress_bar() as progress:
+    with progress_bar() as progress:
         evaluation = run(options, progress)
     write_json(evaluation.result, json_file)
     if json_file != "-":
@@ -293,7 +296,7 @@ def simulate(
         trace, cluster, experts, seed, minutes, rate_scale, ttft_objective_s, patience_s
     )
     began = time.monotonic()
-    with _progress_bar() as progress:
+    with progress_bar() as progress:
         result = run(options, progress)
     result["runtime_s"] = round(time.monotonic() - began, 2)
     write_json(result, json_file)
@@ -314,7 +317,7 @@ def status(
         raise _unreachable(base)
     write_json(reply, json_file)
     if json_file != "-":
-        _show_status(base, reply)
+        show_status(base, reply)
     if reply.get("status") == "missing":
         raise typer.Exit(1)
 
@@ -447,100 +450,6 @@ def _numbers(listed: str) -> tuple[float, ...]:
     if not all(0 < number < float("inf") for number in found):
         raise CommandFailed(f"--budgets {listed}: budgets are above zero.")
     return found
-
-
-# --- output ---------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Any]:
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description:>16}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        tasks: dict[str, Any] = {}
-
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done, total=total)
-
-        yield report
-
-
-def _show_route(explanation: dict[str, Any], live: bool) -> None:
-    console = Console()
-    router = explanation.get("router") or {}
-    stages = explanation["plan"]["stages"]
-    console.print(f"[bold]{' → '.join(s['expert'] for s in stages)}[/bold] would answer", end="")
-    console.print("" if live else "   (no gateway is running: every expert taken for available)")
-    gate = f", sent to general by the {router['gate']} gate" if router.get("gate") else ""
-    console.print(f"category  {explanation['category']}{gate}")
-    posterior = sorted((router.get("posterior") or {}).items(), key=lambda kv: -kv[1])
-    if posterior:
-        console.print("posterior " + "  ".join(f"{name} {p:.2f}" for name, p in posterior))
-    console.print(f"policy    {explanation['policy']} ({explanation['policy_digest']})")
-    for expert in explanation["eligible"]:
-        state = "resident" if expert["resident"] else f"~{expert['expected_wait_ms']:.0f} ms wait"
-        if not expert["available"]:
-            state = "no live host"
-        if live:
-            console.print(f"  {expert['expert']:<12} {state}")
-    for name, why in explanation["excluded"].items():
-        console.print(f"  {name:<12} left out: {why}")
-    for note in explanation["plan"].get("notes", ()):
-        console.print(f"  note: {note}")
-
-
-def _show_joined(result: dict[str, Any]) -> None:
-    console = Console()
-    for report in result["joined"]:
-        kept = "estimates per query" if report["admitted"] else "its mean score for every query"
-        console.print(
-            f"{report['expert']}: {report['rows']} profile rows, mean score {report['score']:.4f}; "
-            f"{kept} (held-out gain {report['gain']:+.5f})"
-        )
-    console.print(f"written to {result['artifact']}; use it with router.artifact in coe.yaml")
-
-
-def _show_training(result: dict[str, Any]) -> None:
-    console = Console()
-    table = Table("category", "rows")
-    for name, rows in result["rows_per_category"].items():
-        table.add_row(name, str(rows))
-    console.print(table)
-    if "estimates_gain" in result:
-        table = Table("estimate", "gain over the category table", "standard error")
-        for name, (gain, doubt) in result["estimates_gain"].items():
-            table.add_row(name, f"{gain:+.5f}", f"{doubt:.5f}")
-        console.print(table)
-        console.print(f"estimates in use: {', '.join(result['estimates_admitted'])}")
-    for name, value in result["metrics"].items():
-        if not isinstance(value, dict):
-            console.print(
-                f"{name:<28} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
-            )
-    console.print(f"written to {result['artifact']}; use it with router.artifact in coe.yaml")
-
-
-def _show_status(base: str, reply: dict[str, Any]) -> None:
-    console = Console()
-    console.print(f"{base}: [bold]{reply.get('status')}[/bold]")
-    for kind in ("missing", "degraded"):
-        for name, why in (reply.get(kind) or {}).items():
-            console.print(f"  {kind:<9} {name}: {why}")
 
 
 if __name__ == "__main__":
