@@ -23,7 +23,6 @@ from gateway.cli_show import (
     progress_bar,
     show_joined,
     show_route,
-    show_status,
     show_training,
 )
 from gateway.data_import.command import data_app
@@ -310,11 +309,19 @@ def simulate(
 def status(
     config: ConfigOption = None, url: UrlOption = None, json_file: JsonOption = None
 ) -> None:
-    """Is it up? Gateway, state store, hosts, experts, and what is wrong with any of them."""
+    """Is it up? Gateway, state store, hosts, experts, and what is wrong with any of them.
+
+    With --url only what that gateway says of itself: its store is not this configuration's.
+    """
+    from gateway.config import default_config_path, load_config
+    from gateway.status_command import show_status, view_of_store
+
     base = base_url(url) if url else _gateway_url(config)
     reply = ask(f"{base}/health/ready", "status")
     if reply is None:
         raise _unreachable(base)
+    if url is None:
+        reply |= view_of_store(config, load_config(config or default_config_path()))
     write_json(reply, json_file)
     if json_file != "-":
         show_status(base, reply)

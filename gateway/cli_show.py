@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["progress_bar", "show_joined", "show_route", "show_status", "show_training"]
+__all__ = ["progress_bar", "show_joined", "show_route", "show_training"]
 
 
 @contextmanager
@@ -93,11 +93,3 @@ def show_training(result: dict[str, Any]) -> None:
                 f"{name:<28} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
             )
     console.print(f"written to {result['artifact']}; use it with router.artifact in coe.yaml")
-
-
-def show_status(base: str, reply: dict[str, Any]) -> None:
-    console = Console()
-    console.print(f"{base}: [bold]{reply.get('status')}[/bold]")
-    for kind in ("missing", "degraded"):
-        for name, why in (reply.get(kind) or {}).items():
-            console.print(f"  {kind:<9} {name}: {why}")
