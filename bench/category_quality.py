@@ -70,8 +70,10 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     model = fit(sample, seed=options.seed, settings=_SETTINGS)
     cosines = model.cosines(unseen)
     posterior, nearest = model.posterior_given(unseen, cosines)
-    decided = np.array([found.category for found in model.decide(posterior, nearest)])
-    return _figures(truth, decided, posterior, np.array(model.trained_categories)) | {
+    found = model.decide(posterior, nearest)
+    decided = np.array([decision.category for decision in found])
+    strange = np.array([decision.posterior[GENERAL] for decision in found])
+    return _figures(truth, decided, posterior, strange, np.array(model.trained_categories)) | {
         "training_rows": len(train),
         "test_rows": len(test),
         "seed": options.seed,
@@ -82,10 +84,12 @@ def _figures(
     truth: NDArray[np.str_],
     decided: NDArray[np.str_],
     posterior: NDArray[np.float64],
+    strange: NDArray[np.float64],
     categories: NDArray[np.str_],
 ) -> dict[str, float]:
-    """Accuracy of the likeliest domain, and of the decision with its gates; out of scope is what
-    no domain is likely for: one less the largest posterior of a domain."""
+    """Accuracy of the likeliest domain, and of the decision with its gates. Out of scope by the
+    share ``strange`` that the decision gives ``general``, and, beside it, by one less the largest
+    share of a domain in step one's posterior."""
     inside = truth != GENERAL
     domains = categories != GENERAL
     likeliest = categories[domains][posterior[:, domains].argmax(axis=1)]
@@ -94,7 +98,8 @@ def _figures(
         "in_scope_accuracy": float((likeliest == truth)[inside].mean()),
         "in_scope_accuracy_with_gates": float((decided == truth)[inside].mean()),
         "out_of_scope_turned_away": float((decided == GENERAL)[~inside].mean()),
-        "out_of_scope_auroc": float(roc_auc_score(~inside, alone)),
+        "out_of_scope_auroc": float(roc_auc_score(~inside, strange)),
+        "out_of_scope_auroc_of_posterior_alone": float(roc_auc_score(~inside, alone)),
     }
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
@@ -121,32 +122,37 @@ def _queries(name: str) -> list[Query]:
 
 def _quality(victims: Mapping[str, Victim], heldout: Sequence[Query]) -> dict[str, float]:
     prompts, labels = zip(*heldout, strict=True)
-    found = {}
+    found, scores = {}, {}
     for name, victim in victims.items():
         decided = victim.decided(prompts)
         right = [a == b for a, b in zip(decided, labels, strict=True)]
         found[f"accuracy_{name}"] = round(statistics.mean(right), 4)
-        scores = map(decision_score, labels, decided)
-        found[f"score_{name}"] = round(statistics.mean(scores), 4)
-    found["quality_points_lost"] = round(100 * (found["score_off"] - found["score_on"]), 2)
+        scores[name] = list(map(decision_score, labels, decided))
+        found[f"score_{name}"] = round(statistics.mean(scores[name]), 4)
+    lost = [100 * (a - b) for a, b in zip(scores["off"], scores["on"], strict=True)]
+    found["quality_points_lost"] = round(statistics.mean(lost), 2)
+    found["quality_points_lost_se"] = round(statistics.stdev(lost) / math.sqrt(len(lost)), 2)
     return found
 
 
 def _cost(victims: Mapping[str, Victim], heldout: Sequence[Query]) -> dict[str, float]:
-    """Decision time with defences off and on, the same 200-word prompts in turns."""
+    """Processor time of a decision (one thread decides) with defences off and on, in turns.
+
+    200-word prompts. Time on the wall tells two such times apart only on an idle machine.
+    """
     prompts = [_words(p, 200) for p, _ in heldout[:40]]
     took: dict[str, list[float]] = {name: [] for name in victims}
     for _ in range(3):
         for prompt in prompts:
             for name, victim in victims.items():
-                started = time.perf_counter()
+                started = time.thread_time()
                 victim.decide([prompt])
-                took[name].append((time.perf_counter() - started) * 1000.0)
+                took[name].append((time.thread_time() - started) * 1000.0)
     off, on = (statistics.median(took[name]) for name in ("off", "on"))
     return {
-        "p50_ms_off": round(off, 3),
-        "p50_ms_on": round(on, 3),
-        "added_p50_ms": round(on - off, 3),
+        "p50_cpu_ms_off": round(off, 3),
+        "p50_cpu_ms_on": round(on, 3),
+        "added_p50_cpu_ms": round(on - off, 3),
     }
 
 
@@ -309,8 +315,14 @@ def _print(result: Mapping[str, Any]) -> None:
             f"{name:>16}  off {found['success_off']:.3f}  on {found['success_on']:.3f}",
             file=sys.stderr,
         )
-    for key in ("accuracy_off", "accuracy_on", "quality_points_lost", "added_p50_ms"):
-        print(f"{key:>20}  {result[key]}", file=sys.stderr)
+    for key in (
+        "accuracy_off",
+        "accuracy_on",
+        "quality_points_lost",
+        "quality_points_lost_se",
+        "added_p50_cpu_ms",
+    ):
+        print(f"{key:>24}  {result[key]}", file=sys.stderr)
 
 
 if __name__ == "__main__":

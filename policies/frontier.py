@@ -1,19 +1,20 @@
 """What money buys: the price of quality solved for a budget, on recorded outcomes. Pure.
 
 A router takes, for each query, the expert with the largest q - λ·c. Every λ is one point of mean
-cost and mean score; so is every expert alone. The frontier is the upper concave hull of them all,
-on rows whose scores the estimates have not seen. Between two corners a coin, tossed once per query,
-meets any budget exactly in expectation (Dekoninck et al., arXiv 2410.10347, section 3). As the
-experts alone are among the points, a router that knows nothing is the mix of two experts, never
-less (the zero router of Hu et al., arXiv 2403.12031). So are the prices of the category map, where
-it is given: on the rows solved on, the frontier is nowhere below the map (Composition of Experts,
-arXiv 2412.01868).
+cost and mean score, measured on rows whose scores the estimates have not seen. Between two of these
+corners a coin, tossed once per query, meets any budget exactly in expectation (Dekoninck et al.,
+arXiv 2410.10347, section 3). Three ways to route compete as a whole, over all prices: the
+estimates, the category map (Composition of Experts, arXiv 2412.01868), where it is given, and the
+mix of single experts (the zero router of Hu et al., arXiv 2403.12031). A hull over the points of
+all of them would look better on the rows it is drawn on, and be worse on others: at each budget it
+takes the luckiest of a hundred noisy means.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -86,35 +87,68 @@ def solve_frontier(
     true_cost: Float64Array,
     mapped: Float64Array | None = None,
 ) -> tuple[Corner, ...]:
-    """Corners by rising cost and score, from estimates and outcomes, each [n, k].
+    """Corners by rising cost, from estimates and outcomes, each [n, k]; the last scores best.
 
     ``quality`` and ``mapped`` must be out-of-fold: estimates that know the scores would claim too
-    much. Which of the two serves a range of budgets is decided by the rows.
+    much. One way to route serves all budgets: whichever of estimates and map has the higher mean
+    value (score - price·cost) / (1 + price·span) over rows and prices, unless the single experts
+    beat it by more than one standard error. It ends where its score is highest, or at the best
+    single expert if no point of it scores more.
     """
-    span = float(np.ptp(true_cost.mean(axis=0)))
-    unit = 1.0 / span if span > 0 else 0.0
-    prices = [0.0, *(unit * 10.0 ** np.linspace(*_PRICE_DECADES, _PRICES))] if unit else [0.0]
-    corners = [
-        _measured(Corner(float(price), None, 0.0, 0.0), quality, cost, true_score, true_cost)
-        for price in prices
+    n, k = true_score.shape
+    singles = [
+        Corner(0.0, j, float(true_cost[:, j].mean()), float(true_score[:, j].mean()))
+        for j in range(k)
     ]
-    if mapped is not None:
-        corners += [
-            _measured(
-                Corner(float(price), None, 0.0, 0.0, mapped=True),
-                mapped,
-                cost,
-                true_score,
-                true_cost,
-            )
-            for price in prices
-        ]
-    corners += [
-        Corner(0.0, k, float(true_cost[:, k].mean()), float(true_score[:, k].mean()))
-        for k in range(quality.shape[1])
+    hull = [singles[i] for i in upper_hull(np.array([(c.cost, c.score) for c in singles]))]
+    prices = _prices(true_cost, hull)
+    ways = [
+        [Corner(p, None, 0.0, 0.0, is_map) for p in prices]
+        for estimate, is_map in ((quality, False), (mapped, True))
+        if estimate is not None
     ]
-    points = np.array([(corner.cost, corner.score) for corner in corners])
-    return tuple(corners[i] for i in upper_hull(points))
+    alone = [max(hull, key=lambda corner: corner.score - p * corner.cost) for p in prices]
+
+    def value(way: Sequence[Corner]) -> Float64Array:
+        """[n] mean over prices."""
+        total, rows = np.zeros(n), np.arange(n)
+        span = float(np.ptp(true_cost.mean(axis=0)))
+        for corner, price in zip(way, prices, strict=True):
+            columns = chosen(quality, cost, corner, mapped)
+            earned = true_score[rows, columns] - price * true_cost[rows, columns]
+            total += earned / (1 + price * span)
+        mean: Float64Array = total / len(prices)
+        return mean
+
+    values = [value(way) for way in ways]
+    best = max(range(len(ways)), key=lambda i: float(values[i].mean()))
+    lost = value(alone) - values[best]
+    if lost.mean() > lost.std() / np.sqrt(n):
+        return tuple(hull)
+    measured = [_measured(c, quality, cost, true_score, true_cost, mapped) for c in ways[best]]
+    return _rising(measured, best_corner(singles))
+
+
+def _prices(cost: Float64Array, hull: Sequence[Corner]) -> list[float]:
+    """0, a geometric grid, and for each single expert on the hull a price at which it is best."""
+    span = float(np.ptp(cost.mean(axis=0)))
+    if not span > 0:
+        return [0.0]
+    slopes = [(b.score - a.score) / (b.cost - a.cost) for a, b in pairwise(hull)]
+    between = [float(np.sqrt(a * b)) for a, b in pairwise(slopes)]
+    grid = 10.0 ** np.linspace(*_PRICE_DECADES, _PRICES) / span
+    return [0.0, *sorted([*map(float, grid), *between])]
+
+
+def _rising(way: Sequence[Corner], single: Corner) -> tuple[Corner, ...]:
+    """By cost, each cost once, up to the best score; ``single`` ends it unless that score is
+    higher."""
+    by_cost = {corner.cost: corner for corner in sorted(way, key=lambda c: (c.cost, c.score))}
+    corners = list(by_cost.values())
+    top = best_corner(corners)
+    if single.score >= top.score:
+        return (*(corner for corner in corners if corner.cost < single.cost), single)
+    return tuple(corner for corner in corners if corner.cost <= top.cost)
 
 
 def _measured(
@@ -123,8 +157,9 @@ def _measured(
     cost: Float64Array,
     true_score: Float64Array,
     true_cost: Float64Array,
+    mapped: Float64Array | None,
 ) -> Corner:
-    rows, columns = np.arange(len(quality)), chosen(quality, cost, corner, quality)
+    rows, columns = np.arange(len(quality)), chosen(quality, cost, corner, mapped)
     return replace(
         corner,
         cost=float(true_cost[rows, columns].mean()),

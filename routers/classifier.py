@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.embedder import Float32Array
+from routers.novelty import Novelty, rescaled
 from routers.types import GENERAL, Classification
 
 __all__ = [
@@ -73,12 +74,14 @@ class Gates:
 
     So is one whose category falls below ``ablation_min`` when the text loses its head or its tail:
     a few words at one end must not decide alone (after the ablation checks proposed against
-    "Rerouting LLM Routers", arXiv 2501.01818). 0 turns that gate off.
+    "Rerouting LLM Routers", arXiv 2501.01818). 0 turns that gate off. ``novelty``, where training
+    had out-of-scope prompts, gives ``general`` its share and a gate of its own.
     """
 
     entropy_max: float
     similarity_min: float
     ablation_min: float = 0.0
+    novelty: Novelty | None = None
 
 
 class RouterModel:
@@ -145,6 +148,9 @@ class RouterModel:
         """Gate posteriors [n, c], given the largest cosines [n]; ``ablated`` as in ``classify``."""
         entropy = normalised_entropy(posterior)
         support = self.support(posterior, ablated)
+        if (novelty := self.gates.novelty) is not None and len(posterior):
+            names = self.trained_categories
+            posterior = rescaled(posterior, novelty.share(posterior, nearest, names), names)
         return [
             self._decide(row, float(h), float(s), float(a))
             for row, h, s, a in zip(posterior, entropy, nearest, support, strict=True)
@@ -161,11 +167,11 @@ class RouterModel:
         self, posterior: Float64Array, entropy: float, similarity: float, support: float
     ) -> Classification:
         best = self.trained_categories[int(posterior.argmax())]
-        gate = gate_of(entropy, similarity, self.gates)
-        if gate is None and best != GENERAL and support < self.gates.ablation_min:
-            gate = "ablation"
         shares = dict(zip(self.trained_categories, map(float, posterior), strict=True))
         shares.setdefault(GENERAL, 0.0)
+        gate = gate_of(entropy, similarity, self.gates)
+        if gate is None and best != GENERAL:
+            gate = _stopped(shares[GENERAL], support, self.gates)
         return Classification(
             category=GENERAL if gate else best,
             best_guess=best,
@@ -181,6 +187,13 @@ def gate_of(entropy: float, similarity: float, gates: Gates) -> str | None:
     if similarity < gates.similarity_min:
         return "similarity"
     return "entropy" if entropy > gates.entropy_max else None
+
+
+def _stopped(general: float, support: float, gates: Gates) -> str | None:
+    """The gate that sends a specialist's query to ``general``, if any."""
+    if gates.novelty is not None and general > gates.novelty.share_max:
+        return "novelty"
+    return "ablation" if support < gates.ablation_min else None
 
 
 def least_support(posterior: Float64Array, shortened: Float64Array) -> Float64Array:

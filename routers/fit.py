@@ -30,6 +30,8 @@ from routers.classifier import (
     softmax,
 )
 from routers.metrics import GENERALIST_SCORE
+from routers.novelty import rescaled
+from routers.novelty_fit import fit_novelty
 from routers.types import GENERAL, Classification
 
 __all__ = [
@@ -49,7 +51,8 @@ _ENTROPY_STEPS: Final = 100
 _UNFAMILIAR_SHARE: Final = 0.05  # turned away as unfamiliar where no general prompt says where
 _GATE_TOLERANCE: Final = 0.002  # mean scores that close do not tell gates apart
 _ABLATION_FLOORS: Final = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
-_ABLATION_PRICE: Final = 0.003  # what of the mean score a defence may cost
+_ABLATION_PRICE: Final = 0.005  # most that the defence may take from the mean score, with
+_ABLATION_DEVIATIONS: Final = 1.645  # 95 % confidence (one-sided, normal)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +135,8 @@ def _fitted_with_posterior(
     penalty, mixing = _best_mixing(oof, sample.labels, settings)
     posterior = blended(oof.votes[mixing.neighbours], oof.linear[penalty], mixing)
     gates = best_gates(posterior, oof.nearest, sample.labels, sample.categories)
+    novelty = fit_novelty(posterior, oof.nearest, sample.labels, sample.categories)
+    gates = replace(gates, novelty=novelty)
     if sample.ablated is not None:
         support = _ablated_support(sample, posterior, penalty, mixing, seed, settings)
         floor = best_ablation_min(posterior, oof.nearest, support, sample, gates)
@@ -218,21 +223,42 @@ def best_ablation_min(
     sample: Sample,
     gates: Gates,
 ) -> float:
-    """The highest floor under which the mean decision score loses at most ``_ABLATION_PRICE``."""
+    """The highest floor that costs less than ``_ABLATION_PRICE`` with confidence.
+
+    The bound counts, not the mean: of a thousand prompts a floor stops a handful, and the mean loss
+    over so few is as likely to be too small as too large, while taking the highest floor that
+    passes picks those where it is too small.
+    """
     names, labels = sample.categories, sample.labels
     general = names.index(GENERAL) if GENERAL in names else -1
-    guess = posterior.argmax(axis=1)
     entropy = normalised_entropy(posterior)
     closed = (entropy > gates.entropy_max) | (nearest < gates.similarity_min)
+    if gates.novelty is not None:
+        share = gates.novelty.share(posterior, nearest, names)
+        closed |= share > gates.novelty.share_max
+        posterior = rescaled(posterior, share, names)
+    guess = posterior.argmax(axis=1)
     passed = (guess == labels).astype(np.float64)
     gated = np.where(labels == general, 1.0, GENERALIST_SCORE)
 
-    def score(floor: float) -> float:
-        stopped = closed | ((guess != general) & (support < floor))
-        return float(np.where(stopped, gated, passed).mean())
+    def loss(floor: float) -> Float64Array:
+        stopped = ~closed & (guess != general) & (support < floor)
+        return np.where(stopped, passed - gated, 0.0)
 
-    cheap = [f for f in _ABLATION_FLOORS if score(f) >= score(0.0) - _ABLATION_PRICE]
+    cheap = [f for f in _ABLATION_FLOORS if upper_bound(loss(f), sample.groups) < _ABLATION_PRICE]
     return max(cheap, default=0.0)
+
+
+def upper_bound(values: Float64Array, groups: IntArray) -> float:
+    """Upper 95 % confidence bound of the mean of ``values`` [n].
+
+    Rows of one group share what they were made from, so groups are the sample: the error is the
+    cluster-robust one (Liang and Zeger, "Longitudinal data analysis", 1986).
+    """
+    mean = float(values.mean())
+    _, group = np.unique(groups, return_inverse=True)
+    by_group = np.bincount(group, weights=values - mean)
+    return mean + _ABLATION_DEVIATIONS * float(np.sqrt((by_group**2).sum())) / len(values)
 
 
 def _head(sample: Sample, inverse_penalty: float, settings: FitSettings) -> LinearHead:

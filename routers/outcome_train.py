@@ -22,7 +22,14 @@ from routers.quality_fit import OutcomeSample, QualitySettings, fit_quality
 from routers.quality_record import Evidence
 from routers.types import GENERAL
 
-__all__ = ["TrainedRouter", "categories_of", "embedded", "topics_of", "train_on_outcomes"]
+__all__ = [
+    "ROWS_MIN",
+    "TrainedRouter",
+    "categories_of",
+    "embedded",
+    "topics_of",
+    "train_on_outcomes",
+]
 
 IntArray = NDArray[np.int64]
 Progress = Callable[[str, int, int], None]

@@ -127,7 +127,11 @@ def read_outcomes(data: Path, *, experts_min: int = 2) -> Outcomes:
     experts, cells = _cells(data / _OUTCOMES, table, {q: i for i, q in enumerate(ids)})
     if len(experts) < experts_min:
         raise ConfigError(
-            str(data / _OUTCOMES), None, "expert", f"{len(experts)} experts; {experts_min} needed"
+            str(data / _OUTCOMES),
+            None,
+            "expert",
+            f"{experts_min} or more experts are needed, to choose between, and it records "
+            f"{len(experts)}; one joins a trained router with: coe train --add-expert",
         )
     known = np.isfinite(cells["score"]) & np.isfinite(cells["cost"])
     complete = np.flatnonzero(known.all(axis=1))
@@ -184,7 +188,8 @@ def _table(file: Path, wanted: Sequence[str], optional: Sequence[str]) -> dict[s
     try:
         parquet = pq.ParquetFile(file)
     except FileNotFoundError as error:
-        raise ConfigError(str(file), None, "", "not found") from error
+        reason = f"not found; a data set holds {_QUERIES} and {_OUTCOMES}: see coe data import"
+        raise ConfigError(str(file), None, "", reason) from error
     except pa.ArrowInvalid as error:
         raise ConfigError(str(file), None, "", f"not a Parquet file: {error}") from error
     present = parquet.schema_arrow.names

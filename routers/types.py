@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-GATES = ("entropy", "similarity", "ablation")
+GATES = ("entropy", "similarity", "ablation", "novelty")
 GENERAL = "general"  # the category of whatever is uncertain or unfamiliar
 
 
@@ -17,7 +17,7 @@ class Classification:
     ``category`` is the decision; ``best_guess`` what it would be without the gates. ``posterior``
     is calibrated and sums to 1. ``entropy`` is normalised by ln(C) to 0..1. ``similarity`` is the
     cosine to the nearest training prompt. ``gate`` names what sent the query to ``general``:
-    "entropy", "similarity", "ablation", or None.
+    "entropy", "similarity", "ablation", "novelty", or None.
     """
 
     category: str

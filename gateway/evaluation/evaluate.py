@@ -39,7 +39,9 @@ _WARM_UP: Final = 5
 @dataclass(frozen=True, slots=True)
 class EvaluateOptions:
     """Either ``artifact`` or ``train``. ``holdout``: the share of queries that is scored when
-    ``train`` is the same folder as ``data``; None means 0.3 then, and must be None otherwise."""
+    ``train`` is the same folder as ``data``; None means 0.3 then, and must be None otherwise.
+    ``train_share``: the part of the training rows that is used, drawn at random, as for a learning
+    curve."""
 
     data: Path
     artifact: Path | None = None
@@ -49,6 +51,7 @@ class EvaluateOptions:
     drop_conflicts: bool = False
     embedder: str = DEFAULT_EMBEDDER
     seed: int = 0
+    train_share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,22 +74,26 @@ class _Router:
     trained: TrainedRouter | None
 
 
-def evaluate(options: EvaluateOptions, progress: Progress) -> Evaluation:
+def evaluate(
+    options: EvaluateOptions, progress: Progress, embedder: Embedder | None = None
+) -> Evaluation:
     """Score a router on queries it has not seen. Deterministic but for ``latency_ms``.
 
     With ``artifact``, queries whose prompt is among its training prompts are left out. With
-    ``train``, that folder is trained on first, without the prompts that are scored.
+    ``train``, that folder is trained on first, without the prompts that are scored. ``embedder``
+    stands in for the one that ``options`` or the artifact names.
 
     Raises ConfigError for data that cannot be used, ArtifactError for an artifact without
     estimates or with other experts.
     """
+    _refuse_idle_flags(options)
     data = read_outcomes(options.data)
     if options.artifact is not None:
-        router = _loaded(load_artifact(options.artifact), options.artifact)
+        router = _loaded(load_artifact(options.artifact), options.artifact, embedder)
         test = _unseen(data, router, options.artifact)
     else:
         rows, test = _training_rows(options, data)
-        router = _trained(options, rows, progress)
+        router = _trained(options, rows, embedder, progress)
     with one_thread():
         scored = _scored(router, test, progress)
         result = measure(scored, options.budgets, options.seed)
@@ -112,13 +119,31 @@ def _origin(options: EvaluateOptions, data: Outcomes, router: _Router) -> dict[s
 # --- which router, which rows ---------------------------------------------------------------------
 
 
-def _loaded(artifact: Artifact, folder: Path) -> _Router:
+def _refuse_idle_flags(options: EvaluateOptions) -> None:
+    """A flag that would change nothing is a misunderstanding."""
+    if options.artifact is None:
+        if options.train is None:
+            raise ConfigError("coe evaluate", None, "train", "give --artifact or --train")
+        return
+    idle = {
+        "train": options.train is not None,
+        "holdout": options.holdout is not None,
+        "drop-conflicts": options.drop_conflicts,
+        "embedder": options.embedder != DEFAULT_EMBEDDER,
+    }
+    for flag in (flag for flag, given in idle.items() if given):
+        raise ConfigError(
+            "coe evaluate", None, flag, "is for training; a saved --artifact is scored as it is"
+        )
+
+
+def _loaded(artifact: Artifact, folder: Path, embedder: Embedder | None) -> _Router:
     quality = artifact.quality
     if quality is None:
         raise ArtifactError(
             str(folder), "was trained on labels alone; train on a folder with outcomes.parquet"
         )
-    embedder = load_embedder(artifact.manifest.embedder.id)
+    embedder = embedder or load_embedder(artifact.manifest.embedder.id)
     check_embedder(folder, artifact.manifest, embedder)
     return _Router(artifact.model, quality.model, quality.experts, quality.evidence, embedder, None)
 
@@ -127,7 +152,7 @@ def _unseen(data: Outcomes, router: _Router, folder: Path) -> Outcomes:
     if set(data.experts) != set(router.experts):
         raise ArtifactError(
             str(folder),
-            "estimates other experts than the data has",
+            "estimates other experts than the data has; let one join with: coe train --add-expert",
             {"experts": f"artifact {sorted(router.experts)}, data {sorted(data.experts)}"},
         )
     unseen = np.flatnonzero(~np.isin(text_keys(data.texts), router.evidence.keys))
@@ -142,11 +167,10 @@ def _unseen(data: Outcomes, router: _Router, folder: Path) -> Outcomes:
 
 
 def _training_rows(options: EvaluateOptions, data: Outcomes) -> tuple[Outcomes, Outcomes]:
-    if options.train is None:
-        raise ConfigError("coe evaluate", None, "train", "give --artifact or --train")
+    assert options.train is not None
     if options.train.resolve() == options.data.resolve():
         rest, held = split_by_prompt(data, options.holdout or HOLDOUT_DEFAULT, options.seed)
-        return _without_conflicts(data.rows(rest), options), data.rows(held)
+        return _selected(data.rows(rest), options), data.rows(held)
     if options.holdout is not None:
         raise ConfigError(
             "coe evaluate", None, "holdout", "is for one folder; --train and --data differ"
@@ -154,14 +178,23 @@ def _training_rows(options: EvaluateOptions, data: Outcomes) -> tuple[Outcomes, 
     rows = read_outcomes(options.train)
     if set(rows.experts) != set(data.experts):
         raise ConfigError(
-            str(options.train), None, "expert", f"has other experts than {options.data}"
+            str(options.train),
+            None,
+            "expert",
+            f"both folders must record the same experts: here {sorted(rows.experts)}, "
+            f"in {options.data} {sorted(data.experts)}",
         )
     kept = np.flatnonzero(~np.isin(text_keys(rows.texts), text_keys(data.texts)))
-    return _without_conflicts(rows.rows(kept), options), data
+    return _selected(rows.rows(kept), options), data
 
 
-def _without_conflicts(rows: Outcomes, options: EvaluateOptions) -> Outcomes:
-    return rows.without_conflicts() if options.drop_conflicts else rows
+def _selected(rows: Outcomes, options: EvaluateOptions) -> Outcomes:
+    if options.drop_conflicts:
+        rows = rows.without_conflicts()
+    if options.train_share == 1.0:
+        return rows
+    drawn = np.random.default_rng(options.seed).permutation(len(rows))
+    return rows.rows(np.sort(drawn[: round(options.train_share * len(rows))]))
 
 
 def split_by_prompt(data: Outcomes, holdout: float, seed: int) -> tuple[IntArray, IntArray]:
@@ -182,8 +215,10 @@ def split_by_prompt(data: Outcomes, holdout: float, seed: int) -> tuple[IntArray
     return np.flatnonzero(~held[prompt]), np.flatnonzero(held[prompt])
 
 
-def _trained(options: EvaluateOptions, rows: Outcomes, progress: Progress) -> _Router:
-    embedder = load_embedder(options.embedder)
+def _trained(
+    options: EvaluateOptions, rows: Outcomes, embedder: Embedder | None, progress: Progress
+) -> _Router:
+    embedder = embedder or load_embedder(options.embedder)
     trained = train_on_outcomes(rows, embedder, seed=options.seed, progress=progress)
     return _Router(
         trained.classifier, trained.quality, rows.experts, trained.evidence, embedder, trained

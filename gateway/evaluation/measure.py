@@ -15,7 +15,15 @@ from gateway.evaluation.pair_metrics import apgr, call_performance_threshold, ga
 from gateway.evaluation.scored import Choice, Scored, routed
 from policies.frontier import best_corner, mix_for_budget
 
-__all__ = ["measure"]
+__all__ = [
+    "apgr_gain",
+    "at_budget",
+    "auc_gain",
+    "domain_preference",
+    "measure",
+    "preference",
+    "router_figures",
+]
 
 FloatArray = NDArray[np.float64]
 Draw = Callable[[FloatArray], float]
@@ -35,14 +43,19 @@ def measure(scored: Scored, budgets: Sequence[float], seed: int) -> dict[str, An
             name: None if choice is None else choice.as_json() for name, choice in base.items()
         },
         "zero_router": {"auc": area(*_singles_hull(scored), *_cost_range(scored))},
-        "router": {
-            **_curve_figures(scored, corners, best),
-            **(_pair_figures(scored, seed) if _is_pair(scored) else {}),
-        },
-        "at_budget": {f"{budget:g}": _at_budget(scored, corners, budget) for budget in budgets},
+        "router": router_figures(scored, seed),
+        "at_budget": {f"{budget:g}": at_budget(scored, corners, budget) for budget in budgets},
         "calibration": calibration(scored.outcomes.experts, scored.quality, scored.outcomes.score),
         "ci95": _intervals(scored, base, corners, best, seed),
     }
+
+
+def router_figures(scored: Scored, seed: int) -> dict[str, Any]:
+    """``result["router"]``: the curve, its areas and best point; of two experts, APGR and CPT."""
+    corners = [routed(scored, corner) for corner in scored.corners]
+    best = routed(scored, best_corner(scored.corners))
+    pair = _pair_figures(scored, seed) if _is_pair(scored) else {}
+    return {**_curve_figures(scored, corners, best), **pair}
 
 
 def _curve_figures(scored: Scored, corners: Sequence[Choice], best: Choice) -> dict[str, Any]:
@@ -86,7 +99,8 @@ def _singles_hull(
     return cost[hull], score[hull]
 
 
-def _at_budget(scored: Scored, corners: Sequence[Choice], budget: float) -> dict[str, Any]:
+def at_budget(scored: Scored, corners: Sequence[Choice], budget: float) -> dict[str, Any]:
+    """Router, zero router and category map at a mean cost per query."""
     mix = mix_for_budget(scored.corners, budget)
     cheap = corners[scored.corners.index(mix.cheap)]
     dear = corners[scored.corners.index(mix.dear)]
@@ -115,8 +129,8 @@ def _pair(scored: Scored) -> tuple[int, int]:
     return strong, 1 - strong
 
 
-def _preference(scored: Scored) -> tuple[FloatArray, FloatArray]:
-    """How much better the strong expert is expected to do, and does, on each query."""
+def preference(scored: Scored) -> tuple[FloatArray, FloatArray]:
+    """Of two experts: how much better the strong one is expected to do, and does, per query."""
     strong, weak = _pair(scored)
     score = scored.outcomes.score
     return (
@@ -125,8 +139,8 @@ def _preference(scored: Scored) -> tuple[FloatArray, FloatArray]:
     )
 
 
-def _domain_preference(scored: Scored) -> FloatArray | None:
-    """The training rows' mean gap of each query's true category."""
+def domain_preference(scored: Scored) -> FloatArray | None:
+    """Of two experts: the training rows' mean gap of each query's true category."""
     strong, weak = _pair(scored)
     gaps = scored.known.quality[:, strong] - scored.known.quality[:, weak]
     rows = category_columns(scored, np.arange(len(gaps)))
@@ -134,9 +148,9 @@ def _domain_preference(scored: Scored) -> FloatArray | None:
 
 
 def _pair_figures(scored: Scored, seed: int) -> dict[str, Any]:
-    recovered = gap_recovered(*_preference(scored), seed)
-    domain = _domain_preference(scored)
-    gain = _preference(scored)[1]
+    recovered = gap_recovered(*preference(scored), seed)
+    domain = domain_preference(scored)
+    gain = preference(scored)[1]
     return {
         "apgr": apgr(recovered),
         "cpt50": call_performance_threshold(recovered, 0.5),
@@ -168,15 +182,16 @@ def _intervals(
             best.score - mapped.score, seed
         )
     found["router_auc_minus_zero_router"] = _resampled(
-        lambda weights: _auc_gain(scored, corners, weights), len(scored), seed
+        lambda weights: auc_gain(scored, corners, weights), len(scored), seed
     )
-    domain = _domain_preference(scored) if _is_pair(scored) else None
+    domain = domain_preference(scored) if _is_pair(scored) else None
     if domain is not None:
         found["apgr_minus_domain_map"] = _apgr_interval(scored, domain, seed)
     return found
 
 
-def _auc_gain(scored: Scored, corners: Sequence[Choice], weights: FloatArray) -> float:
+def auc_gain(scored: Scored, corners: Sequence[Choice], weights: FloatArray) -> float:
+    """Area of the router less the zero router's, queries weighted [n]."""
     limits = _cost_range(scored, weights)
     return area(*_points(corners, weights), *limits) - area(
         *_singles_hull(scored, weights), *limits
@@ -201,17 +216,17 @@ def _resampled(figure: Draw, n: int, seed: int) -> dict[str, float]:
     return _interval(figure(np.ones(n)), np.array(drawn))
 
 
+def apgr_gain(scored: Scored, rival: FloatArray, rows: NDArray[np.int64], seed: int) -> float:
+    """APGR of the router less that of another order ``rival`` [n] of preference, on ``rows``."""
+    ours, gain = preference(scored)
+    recovered = gap_recovered(ours[rows], gain[rows], seed)
+    return apgr(recovered) - apgr(gap_recovered(rival[rows], gain[rows], seed))
+
+
 def _apgr_interval(scored: Scored, domain: FloatArray, seed: int) -> dict[str, float]:
-    preference, gain = _preference(scored)
-    rng = np.random.default_rng(seed)
-
-    def difference(rows: NDArray[np.int64]) -> float:
-        ours = gap_recovered(preference[rows], gain[rows], seed)
-        return apgr(ours) - apgr(gap_recovered(domain[rows], gain[rows], seed))
-
-    n = len(gain)
-    drawn = [difference(rng.integers(0, n, n)) for _ in range(_RESAMPLES)]
-    return _interval(difference(np.arange(n)), np.array(drawn))
+    rng, n = np.random.default_rng(seed), len(scored)
+    drawn = [apgr_gain(scored, domain, rng.integers(0, n, n), seed) for _ in range(_RESAMPLES)]
+    return _interval(apgr_gain(scored, domain, np.arange(n), seed), np.array(drawn))
 
 
 def _interval(value: float, drawn: FloatArray) -> dict[str, float]:

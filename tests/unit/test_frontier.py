@@ -88,6 +88,22 @@ def test_wrong_estimates_never_fall_below_the_category_map_at_any_budget() -> No
         chosen(1.0 - score, cost, corner)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_one_way_to_route_serves_all_budgets(seed: int) -> None:
+    """A hull over all points would pick, per budget, the way that chance favoured there."""
+    rng = np.random.default_rng(seed)
+    score = (rng.random((300, 4)) < 0.5 + 0.1 * np.arange(4)).astype(float)
+    cost = np.tile([1.0, 3.0, 9.0, 27.0], (300, 1))
+    quality, mapped = (score + rng.normal(0, 0.8, score.shape) for _ in range(2))
+    corners = solve_frontier(quality, cost, score, cost, mapped)
+    assert len(corners) > 5
+    assert len({corner.mapped for corner in corners if corner.expert is None}) == 1
+    assert [corner.expert for corner in corners[:-1]] == [None] * (len(corners) - 1)
+    costs = [corner.cost for corner in corners]
+    assert costs == sorted(set(costs))
+    assert best_corner(corners) == corners[-1]
+
+
 def _expected(corners: Sequence[Corner], budget: float) -> float:
     mix = mix_for_budget(corners, budget)
     return (1 - mix.share) * mix.cheap.score + mix.share * mix.dear.score

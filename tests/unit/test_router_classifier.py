@@ -109,6 +109,7 @@ def test_metrics_tell_decisions_from_guesses() -> None:
         "entropy": pytest.approx(1 / 3),
         "similarity": 0.0,
         "ablation": 0.0,
+        "novelty": 0.0,
     }
     assert metrics.recall == {"json": 0.0, "sql": 0.5}
 

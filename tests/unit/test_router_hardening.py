@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from routers.classifier import Gates, LinearHead, Mixing, References, RouterModel
+from routers.fit import Sample, best_ablation_min
 from routers.lookalikes import fold_lookalikes
 from routers.text import routing_text
 from routers.types import GENERAL
@@ -81,3 +82,30 @@ def test_a_specialist_that_one_end_alone_asks_for_is_not_chosen() -> None:
 def test_general_needs_no_support_and_zero_turns_the_gate_off() -> None:
     assert _decided(_model(0.1), 0, 1, 1) == (GENERAL, None)
     assert _decided(_model(0.0), 1, 0, 0) == ("sql", None)
+
+
+def _floor_chosen(rows: int, *, siblings: bool) -> float:
+    """One text in fifty falls short of .1; of those seven in ten were right, three are general.
+
+    Stopping them costs 7 · 0.5 - 3 · 1 = 0.5 in 500 rows: 0.1 point of the mean, at any size.
+    """
+    row = np.arange(rows)
+    short, case = row % 50 == 0, (row // 50) % 10
+    sample = Sample(
+        vectors=np.zeros((rows, 2), dtype=np.float16),
+        labels=np.where(short & (case >= 7), 0, 1),
+        groups=case if siblings else row,
+        categories=(GENERAL, "sql"),
+    )
+    posterior, support = np.tile([0.1, 0.9], (rows, 1)), np.where(short, 0.1, 1.0)
+    return best_ablation_min(posterior, np.ones(rows), support, sample, Gates(1.0, -1.0))
+
+
+def test_an_ablation_floor_needs_evidence_and_not_only_a_low_mean() -> None:
+    nothing_stopped, everything_short_stopped = 0.1, 0.5
+    assert _floor_chosen(20_000, siblings=False) == everything_short_stopped
+    assert _floor_chosen(1_000, siblings=False) == nothing_stopped
+
+
+def test_rows_of_one_group_are_one_piece_of_evidence() -> None:
+    assert _floor_chosen(20_000, siblings=True) == 0.1
