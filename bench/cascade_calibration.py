@@ -1,10 +1,11 @@
 """Fit a cascade's calibration on a real engine, and show what the threshold then does.
 
 The drafting expert answers arithmetic prompts with checkable answers (the quickstart's held-out
-word problems, and plain sums that a small generalist can do); its mean token log-probability over
-each answer is fitted to right and wrong by Platt scaling, in cross-validation for the quality
-figures and on everything for the numbers that go into a policy. The expert it escalates to answers
-the same prompts, so that the cascade can be compared with either expert alone.
+word problems, and plain sums that a small generalist can do); the token log-probabilities of each
+answer are fitted to right and wrong, by their mean alone and by all features that a gateway reads
+(``policies.calibration_fit``), in cross-validation for the quality figures and on everything for
+the numbers that go into a policy. The expert it escalates to answers the same prompts, so that the
+cascade can be compared with either expert alone.
 
     python bench/cascade_calibration.py [--json FILE] [--prompts 120]
 """
@@ -15,6 +16,7 @@ import argparse
 import asyncio
 import random
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ import numpy as np
 
 from bench import _report
 from bench.swap import _folders, quiet, say
+from policies.calibration_fit import fit_calibration
+from policies.types import Calibration, Evidence
 
 FOLDS = 5
 MAX_TOKENS = 120
@@ -34,7 +38,7 @@ async def main() -> int:
     options = _options()
     prompts = _prompts(options.prompts, random.Random(options.seed))
     answers = await _answers(prompts, (options.draft, options.final))
-    logprobs = np.array([a["mean_logprob"] for a in answers[options.draft]])
+    logprobs = [a["logprobs"] for a in answers[options.draft]]
     right = {name: np.array([a["right"] for a in rows]) for name, rows in answers.items()}
     result = {
         "draft": options.draft,
@@ -108,7 +112,7 @@ async def _ask_all(engine: Any, expert: str, prompts: list[Any]) -> list[dict[st
         choice = reply["choices"][0]
         tokens = [t["logprob"] for t in choice["logprobs"]["content"]]
         return {
-            "mean_logprob": sum(tokens) / len(tokens),
+            "logprobs": tokens,
             "right": _is_right(example, choice["message"]["content"]),
         }
 
@@ -124,16 +128,32 @@ def _is_right(example: Any, text: str) -> bool:
     return bool(numbers) and float(numbers[-1]) == float(wanted)
 
 
-def _report_of(logprobs: np.ndarray, draft: np.ndarray, final: np.ndarray) -> dict[str, Any]:
-    """Platt scaling of the draft, and the cascade at the shipped threshold, both out of fold."""
-    fitted, confidence = _fitted(logprobs, draft)
+def _report_of(logprobs: list[list[float]], draft: np.ndarray, final: np.ndarray) -> dict[str, Any]:
+    """Both fits of the draft, and the cascade at the shipped threshold, all out of fold."""
     threshold = _shipped_threshold()
-    accepted = confidence >= threshold
     return {
         "min_confidence": threshold,
-        **fitted,
+        "base_rate_brier": round(float(draft.mean() * (1 - draft.mean())), 3),
         "draft_accuracy": round(float(draft.mean()), 3),
         "final_accuracy": round(float(final.mean()), 3),
+        "mean": _with_features(logprobs, draft, final, threshold, mean_only=True),
+        "all_features": _with_features(logprobs, draft, final, threshold, mean_only=False),
+    }
+
+
+def _with_features(
+    logprobs: list[list[float]],
+    draft: np.ndarray,
+    final: np.ndarray,
+    threshold: float,
+    *,
+    mean_only: bool,
+) -> dict[str, Any]:
+    fitted, confidence = _fitted(logprobs, draft, mean_only=mean_only)
+    accepted = confidence >= threshold
+    return {
+        **fitted,
+        "confidence_sd": round(float(confidence.std()), 3),
         "cascade_accuracy": round(float(np.where(accepted, draft, final).mean()), 3),
         "accepted_share": round(float(accepted.mean()), 3),
         "accepted_accuracy": round(float(draft[accepted].mean()), 3) if accepted.any() else None,
@@ -147,27 +167,35 @@ def _shipped_threshold() -> float:
     return load_policy(shipped, None).min_confidence
 
 
-def _fitted(logprobs: np.ndarray, right: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
-    """Slope and intercept from all rows; quality, and each row's confidence, out of fold."""
-    from sklearn.linear_model import LogisticRegression
+def _fitted(
+    logprobs: list[list[float]], right: np.ndarray, *, mean_only: bool
+) -> tuple[dict[str, Any], np.ndarray]:
+    """What goes into a policy, from all rows; quality, and each row's confidence, out of fold."""
     from sklearn.metrics import brier_score_loss, roc_auc_score
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.model_selection import StratifiedKFold
 
-    if not 5 <= int(right.sum()) <= len(right) - 5:
+    if not FOLDS <= int(right.sum()) <= len(right) - FOLDS:
         sys.exit(f"{int(right.sum())} of {len(right)} drafts are right: nothing to calibrate on")
-    model = LogisticRegression(C=100.0)
-    column = logprobs.reshape(-1, 1)
+    confidence = np.zeros(len(right))
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
-    held_out = cross_val_predict(model, column, right, cv=folds, method="predict_proba")[:, 1]
-    model.fit(column, right)
+    for rest, held in folds.split(right, right):
+        seen = [logprobs[row] for row in rest]
+        model = fit_calibration(seen, right[rest].tolist(), mean_only=mean_only)
+        confidence[held] = [_confidence(model, logprobs[row]) for row in held]
+    model = fit_calibration(logprobs, right.tolist(), mean_only=mean_only)
     fitted = {
-        "slope": round(float(model.coef_[0, 0]), 2),
-        "intercept": round(float(model.intercept_[0]), 2),
-        "auroc": round(float(roc_auc_score(right, held_out)), 3),
-        "brier": round(float(brier_score_loss(right, held_out)), 3),
-        "brier_of_base_rate": round(float(right.mean() * (1 - right.mean())), 3),
+        "calibration": {name: round(value, 2) for name, value in asdict(model).items() if value},
+        "auroc": round(float(roc_auc_score(right, confidence)), 3),
+        "brier": round(float(brier_score_loss(right, confidence)), 3),
     }
-    return fitted, held_out
+    return fitted, confidence
+
+
+def _confidence(model: Calibration, tokens: list[float]) -> float:
+    """As a gateway computes it for a whole answer."""
+    found = model.confidence(Evidence(sum(tokens), len(tokens), True, 0.0, tuple(tokens)))
+    assert found is not None
+    return found
 
 
 if __name__ == "__main__":

@@ -10,16 +10,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
+from experts.answer_shape import decode_chunk
+from policies.types import Evidence
 
 __all__ = ["ChoiceLogprobs"]
 
 
 @dataclass(slots=True)
 class _Choice:
+    values: list[float] = field(default_factory=list)
     total: float = 0.0
-    count: int = 0
     finished: bool = False
+
+    @property
+    def count(self) -> int:
+        return len(self.values)
 
     @property
     def mean(self) -> float:
@@ -34,11 +39,12 @@ class ChoiceLogprobs:
     _by_index: dict[int, _Choice] = field(default_factory=dict)
 
     def add_payloads(self, payloads: Iterable[bytes]) -> None:
+        """Chunks of a stream. Raises OddAnswer."""
         for payload in payloads:
-            self.add(msgspec.json.decode(payload))
+            self.add(decode_chunk(payload))
 
     def add(self, body: Mapping[str, Any]) -> None:
-        """A whole body, or a chunk of either endpoint."""
+        """A whole body, or a chunk of either endpoint, checked by ``experts.answer_shape``."""
         for position, choice in enumerate(body.get("choices") or ()):
             one = self._by_index.setdefault(choice.get("index", position), _Choice())
             one.finished = one.finished or choice.get("finish_reason") is not None
@@ -48,7 +54,7 @@ class ChoiceLogprobs:
                 values += logprobs.get("token_logprobs") or ()  # completions; null if echoed
                 numbers = [v for v in values if isinstance(v, int | float)]
                 one.total += sum(numbers)
-                one.count += len(numbers)
+                one.values += numbers
 
     def weakest(self) -> tuple[float, int]:
         """Sum and count at the weakest choice's mean; (0, 0) while a choice has said nothing.
@@ -64,3 +70,11 @@ class ChoiceLogprobs:
         weakest = min(seen, key=lambda one: one.mean)
         # Of a single choice, its very sum: dividing and multiplying would change the last digit.
         return (weakest.total if weakest.count == count else weakest.mean * count), count
+
+    def evidence(self, *, finished: bool, elapsed_ms: float) -> Evidence:
+        """What a cascade judges by, at this point."""
+        total, count = self.weakest()
+        if not count:
+            return Evidence(0.0, 0, finished, elapsed_ms)
+        weakest = min(self._by_index.values(), key=lambda one: one.mean)
+        return Evidence(total, count, finished, elapsed_ms, tuple(weakest.values))

@@ -73,8 +73,8 @@ class Cascade:
         elif not _window_is_full(self._plan.window, evidence):
             verdict = Verdict.WAIT
         else:
-            mean = evidence.mean_logprob
-            sure = mean is not None and rule.calibration.confidence(mean) >= rule.min_confidence
+            confidence = rule.calibration.confidence(evidence)
+            sure = confidence is not None and confidence >= rule.min_confidence
             verdict = Verdict.ACCEPT if sure else Verdict.ESCALATE
         self._accepted = verdict is Verdict.ACCEPT
         return verdict

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +127,7 @@ def _build(file: PolicyFile, name: str) -> Policy:
         fallbacks=file.fallbacks,
         min_confidence=cascade.min_confidence,
         calibrations={
-            expert: Calibration(fit.slope, fit.intercept)
-            for expert, fit in cascade.calibration.items()
+            expert: Calibration(**fit.model_dump()) for expert, fit in cascade.calibration.items()
         },
         window=StreamWindow(cascade.stream_window.tokens, cascade.stream_window.hold_ms),
         caps=Caps(caps.stages, micro_usd(caps.cost_usd), caps.deadline_ms),
@@ -170,8 +169,7 @@ def _canonical(policy: Policy) -> dict[str, Any]:
         "cascade": {
             "min_confidence": float(policy.min_confidence),
             "calibration": {
-                expert: {"slope": float(fit.slope), "intercept": float(fit.intercept)}
-                for expert, fit in sorted(policy.calibrations.items())
+                expert: _calibration(fit) for expert, fit in sorted(policy.calibrations.items())
             },
             "stream_window": {
                 "tokens": policy.window.tokens,
@@ -186,6 +184,13 @@ def _canonical(policy: Policy) -> dict[str, Any]:
         "max_output_tokens_default": policy.max_output_tokens_default,
         "on_state_outage": dict(sorted(policy.on_state_outage.items())),
     }
+
+
+def _calibration(fit: Calibration) -> dict[str, float]:
+    """Weights of 0 are left out: a file without them has the digest it always had."""
+    numbers = {name: float(value) for name, value in asdict(fit).items()}
+    always = ("slope", "intercept")
+    return {name: value for name, value in numbers.items() if value or name in always}
 
 
 def _per_query(rule: PerQuery) -> dict[str, Any]:

@@ -16,40 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from policies.answer_features import LOGPROB_FLOOR
+
 FloatArray = NDArray[np.float64]
 
-__all__ = ["PostAnswerModel", "answer_features", "confidence_features", "fit_post_answer"]
+__all__ = ["PostAnswerModel", "confidence_features", "fit_post_answer"]
 
-_QUANTILES = (0.1, 0.25, 0.5)
-_LOGPROB_FLOOR = -20.0  # APIs report -inf for a token outside their table
 _CERTAIN = 1e-6  # a log-probability this close to 0 is reported as certainty
 _INVERSE_PENALTY = 1.0
 _PROBABILITY_MARGIN = 1e-3
-
-
-def answer_features(logprobs: Sequence[float], agreement: float | None = None) -> FloatArray:
-    """One answer's features from its token log-probabilities.
-
-    Sum (per hundred tokens), mean, minimum, the 0.1, 0.25 and 0.5 quantiles, mean surprise of the
-    least likely tenth, log length, and the share of earlier answers that agree (0.5 when there is
-    none). After "Language Model Cascades: Token-level uncertainty and beyond" (2404.10136, section
-    4), which shows that quantiles tell more than sum or mean. Shape (9,).
-    """
-    if not logprobs:
-        raise ValueError("an answer without log-probabilities has no confidence features")
-    values = np.clip(np.asarray(logprobs, dtype=np.float64), _LOGPROB_FLOOR, 0.0)
-    worst = np.sort(values)[: max(1, len(values) // 10)]
-    return np.array(
-        [
-            values.sum() / 100.0,
-            values.mean(),
-            values.min(),
-            *np.quantile(values, _QUANTILES),
-            worst.mean(),
-            np.log1p(len(values)),
-            0.5 if agreement is None else agreement,
-        ]
-    )
 
 
 def confidence_features(confidence: FloatArray) -> FloatArray:
@@ -59,7 +34,7 @@ def confidence_features(confidence: FloatArray) -> FloatArray:
     expert reported certainty: where many answers share one value, its own coefficient keeps that
     tie apart from values close to it.
     """
-    logprob = np.clip(np.nan_to_num(confidence, neginf=_LOGPROB_FLOOR), _LOGPROB_FLOOR, 0.0)
+    logprob = np.clip(np.nan_to_num(confidence, neginf=LOGPROB_FLOOR), LOGPROB_FLOOR, 0.0)
     doubt = np.log(np.clip(-np.expm1(logprob), _CERTAIN, 1.0))
     certain = (logprob > -_CERTAIN).astype(np.float64)
     return np.stack([np.exp(logprob), logprob, doubt, certain], axis=1)

@@ -46,10 +46,19 @@ RouteExperts = Annotated[
 
 
 class CalibrationSection(Section):
-    """Platt scaling; a higher log-probability may not lower the confidence."""
+    """Platt scaling; a higher log-probability may not lower the confidence.
+
+    ``slope`` weighs the mean over the tokens; the others weigh the least of them, the first, and
+    quantiles.
+    """
 
     slope: float = Field(gt=0, le=1000)
     intercept: float = Field(ge=-1000, le=1000)
+    minimum: float = Field(0.0, ge=0, le=1000)
+    first: float = Field(0.0, ge=0, le=1000)
+    quantile_10: float = Field(0.0, ge=0, le=1000)
+    quantile_25: float = Field(0.0, ge=0, le=1000)
+    quantile_50: float = Field(0.0, ge=0, le=1000)
 
 
 class WindowSection(Section):

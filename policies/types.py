@@ -12,25 +12,51 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from experts.types import ExpertSpec
+from policies.answer_features import answer_features
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Platt scaling of an answer's mean token log-probability to P(good answer).
+    """Platt scaling of an answer's token log-probabilities to P(good answer).
 
-    confidence = 1 / (1 + exp(-(slope * mean_logprob + intercept))). Platt, "Probabilistic outputs
-    for support vector machines", 1999, section 2.
+    confidence = 1 / (1 + exp(-(slope * mean + Σ weight * feature + intercept))); the features are
+    those of ``policies.answer_features``, ``slope`` the weight of their mean. Platt,
+    "Probabilistic outputs for support vector machines", 1999, section 2.
     """
 
     slope: float
     intercept: float
+    minimum: float = 0.0
+    first: float = 0.0
+    quantile_10: float = 0.0
+    quantile_25: float = 0.0
+    quantile_50: float = 0.0
 
-    def confidence(self, mean_logprob: float) -> float:
-        z = self.slope * mean_logprob + self.intercept
-        if z >= 0:
-            return 1.0 / (1.0 + math.exp(-z))
-        e = math.exp(z)
-        return e / (1.0 + e)
+    def confidence(self, evidence: Evidence) -> float | None:
+        """None where nothing is known that this calibration reads."""
+        mean = evidence.mean_logprob
+        if mean is None:
+            return None
+        z = self.slope * mean + self.intercept
+        if any(self.further_weights):
+            if not evidence.logprobs:
+                return None
+            _, *values = answer_features(evidence.logprobs).values()
+            z += sum(w * v for w, v in zip(self.further_weights, values, strict=True))
+        return _sigmoid(z)
+
+    @property
+    def further_weights(self) -> tuple[float, ...]:
+        """Of the features behind the mean, in their order."""
+        quantiles = (self.quantile_10, self.quantile_25, self.quantile_50)
+        return (self.minimum, self.first, *quantiles)
+
+
+def _sigmoid(z: float) -> float:
+    if z >= 0:
+        return 1.0 / (1.0 + math.exp(-z))
+    e = math.exp(z)
+    return e / (1.0 + e)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +154,8 @@ class Overrides:
 class Evidence:
     """What is known of a stage's answer so far. ``logprob_sum`` runs over ``logprob_tokens``.
 
+    ``logprobs`` are the tokens' own, in their order; of several choices, those of the weakest.
+
     ``logprob_tokens`` may be 0 when the expert reports none: such evidence can never be accepted
     by a rule, because silence is not confidence.
     """
@@ -136,6 +164,7 @@ class Evidence:
     logprob_tokens: int
     finished: bool
     elapsed_ms: float
+    logprobs: tuple[float, ...] = ()
 
     @property
     def mean_logprob(self) -> float | None:

@@ -20,7 +20,7 @@ from gateway.evaluation.threshold_cascade import threshold_cascade
 from policies.joint_estimates import fit_joint_estimates
 from policies.post_answer import confidence_features, fit_post_answer
 
-__all__ = ["CascadeData", "CascadeResult", "Curve", "evaluate_cascade"]
+__all__ = ["CascadeData", "CascadeResult", "Curve", "estimates_of", "evaluate_cascade"]
 
 FloatArray = NDArray[np.float64]
 Tick = Callable[[str, int, int], None]
@@ -61,11 +61,12 @@ class CascadeData:
 class Curve:
     """Per-query outcomes of one method's settings on the test rows: score and cost (settings, m).
 
-    Settings are those on the training rows' hull, by ascending training cost.
+    ``best`` is the setting that scores highest on the training rows.
     """
 
     score: FloatArray
     cost: FloatArray
+    best: int
 
     def points(self, weights: FloatArray | None = None) -> tuple[FloatArray, FloatArray]:
         """Mean (cost, score) per setting, by ascending cost; ``weights`` (m,) of a resample."""
@@ -106,13 +107,19 @@ class CascadeResult:
         return {"cost": cost, "score": score, "score_difference": score - target}
 
     def _by_task(self, bootstraps: int) -> dict[str, Any]:
-        """Per task: areas of all methods, and the intervals of their differences."""
+        """Per task: areas of all methods, their differences' intervals, and half the best cost."""
         found: dict[str, Any] = {}
         for name, alone in self.tasks.items():
             low, high = _range(alone.singles)
             areas = {key: area(*curve.points(), low, high) for key, curve in alone.curves.items()}
             ci95 = alone._intervals(low, high, bootstraps)
-            found[name] = {"n": alone.singles.score.shape[1], "auc": areas, "ci95": ci95}
+            target = float(alone.singles.score[alone.best_single].mean())
+            found[name] = {
+                "n": alone.singles.score.shape[1],
+                "auc": areas,
+                "at_half_cost_of_best_single": alone._at_half_cost(target),
+                "ci95": ci95,
+            }
         return found
 
     def _intervals(self, low: float, high: float, bootstraps: int) -> dict[str, dict[str, float]]:
@@ -135,7 +142,7 @@ def evaluate_cascade(data: CascadeData, tick: Tick = lambda *_: None) -> Cascade
     With several tasks, each is also looked at alone: settings chosen on its own training rows.
     """
     with threadpool_limits(1):  # small systems, many of them: threads cost more than they save
-        train, test = _estimates(data)
+        train, test = estimates_of(data)
         rows = (
             Recorded(data.score_train, data.cost_train),
             Recorded(data.score_test, data.cost_test),
@@ -162,24 +169,24 @@ def _compared(
     """All methods, each with the settings that are best on the training rows."""
     train, test = rows
     stages = min(3, train.score.shape[1])
-    singles = Curve(test.score.T, test.cost.T)
+    singles = Curve(test.score.T, test.cost.T, int(train.score.mean(axis=0).argmax()))
     on_hull = upper_hull(train.cost.mean(axis=0), train.score.mean(axis=0))
     return CascadeResult(
         curves={
             "cascade_routing": _priced_curve(rows, known, stages),
             "routing_alone": _priced_curve(rows, known, 1),
-            "threshold_cascade": Curve(
+            "threshold_cascade": _hull_curve(
                 *threshold_cascade(train, known[0].after, test, known[1].after)
             ),
-            "zero_router": Curve(singles.score[on_hull], singles.cost[on_hull]),
+            "zero_router": _hull_curve(singles.score[on_hull], singles.cost[on_hull]),
         },
         singles=singles,
-        best_single=int(train.score.mean(axis=0).argmax()),
+        best_single=singles.best,
         seed=seed,
     )
 
 
-def _estimates(data: CascadeData) -> tuple[Estimates, Estimates]:
+def estimates_of(data: CascadeData) -> tuple[Estimates, Estimates]:
     tasks_train = list(data.tasks_train or ["all"] * len(data.score_train))
     tasks_test = list(data.tasks_test or ["all"] * len(data.score_test))
     prior_train, prior_test = _admitted_quality(data, tasks_train, tasks_test)
@@ -270,18 +277,25 @@ def _expected_cost(
     )
 
 
+def _hull_curve(score: FloatArray, cost: FloatArray) -> Curve:
+    """Settings by ascending training cost on the training rows' hull: the last scores highest."""
+    return Curve(score, cost, len(score) - 1)
+
+
 def _priced_curve(
     recorded: tuple[Recorded, Recorded], known: tuple[Estimates, Estimates], stages: int
 ) -> Curve:
-    """One setting per price on the hull of the training rows."""
+    """One setting per price, none left out.
+
+    A price has no parameter of its own to fit. Keeping only the prices on the training rows' hull
+    keeps those that were lucky there: with a hundred rows that costs more than it gains.
+    """
     unit = float(known[0].cost.mean())
     prices = np.geomspace(3.0, 1e-4, _PRICES) / unit
-    runs = [replay(recorded[0], known[0], price, stages_max=stages) for price in prices]
-    cost = np.array([run.cost.mean() for run in runs])
-    score = np.array([run.score.mean() for run in runs])
-    kept = upper_hull(cost, score)
-    tests = [replay(recorded[1], known[1], prices[i], stages_max=stages) for i in kept]
-    return Curve(np.stack([t.score for t in tests]), np.stack([t.cost for t in tests]))
+    trained = [replay(recorded[0], known[0], price, stages_max=stages) for price in prices]
+    best = int(np.argmax([run.score.mean() for run in trained]))
+    tests = [replay(recorded[1], known[1], price, stages_max=stages) for price in prices]
+    return Curve(np.stack([t.score for t in tests]), np.stack([t.cost for t in tests]), best)
 
 
 def _range(singles: Curve) -> tuple[float, float]:
@@ -292,13 +306,12 @@ def _range(singles: Curve) -> tuple[float, float]:
 def _summary(curve: Curve, low: float, high: float, target: float) -> dict[str, Any]:
     cost, score = curve.points()
     hull = upper_hull(cost, score)
-    best = int(score.argmax())
     return {
         "curve": [{"cost": float(c), "score": float(s)} for c, s in zip(cost, score, strict=True)],
         "auc": area(cost, score, low, high),
         "aiq": area(cost[hull], score[hull], low, high),
-        "best_score": float(score[best]),
-        "best_score_cost": float(cost[best]),
+        "best_score": float(curve.score[curve.best].mean()),
+        "best_score_cost": float(curve.cost[curve.best].mean()),
         "cost_at_best_single_score": cost_to_reach(cost, score, target),
     }
 

@@ -26,7 +26,11 @@ def policy_files(draw: st.DrawFn) -> dict[str, Any]:
         "cascade": {
             "min_confidence": draw(st.floats(0, 1)),
             "calibration": {
-                name: {"slope": draw(st.floats(1e-6, 1000)), "intercept": draw(st.floats(-10, 10))}
+                name: {
+                    "slope": draw(st.floats(1e-6, 1000)),
+                    "intercept": draw(st.floats(-10, 10)),
+                    "quantile_10": draw(st.floats(0, 1000)),
+                }
                 for name in EXPERTS
             },
             "stream_window": {

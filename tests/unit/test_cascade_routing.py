@@ -16,7 +16,7 @@ from gateway.evaluation.threshold_cascade import Chain
 from policies.cascade_routing import STOP, Search, next_experts
 from policies.full_search import expected_best
 from policies.joint_estimates import JointEstimates, fit_joint_estimates
-from policies.post_answer import answer_features, confidence_features, fit_post_answer
+from policies.post_answer import confidence_features, fit_post_answer
 
 RNG = np.random.default_rng(7)
 N = 200
@@ -136,15 +136,6 @@ def test_an_experts_rare_category_leans_on_the_others() -> None:
     model = fit_post_answer(features, np.full(1000, 0.5), score, categories)
     rare = model.probability(features[-3:], np.full(3, 0.5), ["rare"] * 3)
     assert (rare > 0.4).all()
-
-
-def test_answer_features_tell_a_doubtful_token_from_a_steady_answer() -> None:
-    steady, doubtful = answer_features([-0.1] * 20), answer_features([0.0] * 19 + [-2.0])
-    assert steady[1] == pytest.approx(doubtful[1])  # the same mean
-    assert doubtful[2] < steady[2]
-    assert np.isfinite(answer_features([-math.inf])).all()
-    with pytest.raises(ValueError, match="without log-probabilities"):
-        answer_features([])
 
 
 def planted(n: int, seed: int) -> CascadeData:

@@ -124,7 +124,7 @@ def test_shipped_policies_load_and_fit_the_exported_schema() -> None:
     schema = policy_json_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     shipped = sorted(Path(policies.__file__).parent.glob("*.yaml"))
-    assert [path.stem for path in shipped] == ["auto", "cascade", "cheap"]
+    assert [path.stem for path in shipped] == ["auto", "cascade", "cheap", "value"]
     for path in shipped:
         load_policy(path, IDS)
         jsonschema.validate(yaml.safe_load(path.read_text()), schema)
