@@ -10,14 +10,19 @@ grown longer than a second copy costs, and new experts away from busy hosts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
-from deployments.host_record import SERVING, HostRecord
+from deployments.host_record import DRAINING, EMPTY, SERVING, HostRecord
 
 UNMEASURED_SWAP_MS = 5_000.0  # until any host has measured any swap; pessimistic on purpose
 UNMEASURED_LOAD_MS = 5_000.0  # from disk to host memory, until the host has measured one
 UNMEASURED_REQUEST_MS = 50.0  # delay per waiting request until a host has measured it
 OUTDATED_RECORD_MS = 10_000  # beyond any skew of clocks that time synchronisation leaves
+
+MOVES_MAX = 2
+"""How often a waiting request may be sent on to an idle host: gateways that see the same idle host
+all send to it, and who comes late there waits again."""
 
 
 def choose_host(records: Iterable[HostRecord], expert: str, now_ms: float) -> HostRecord | None:
@@ -92,13 +97,61 @@ def _request_ms(record: HostRecord) -> float:
     return record.queued_request_ms or UNMEASURED_REQUEST_MS
 
 
+def _is_outdated(record: HostRecord, now_ms: float) -> bool:
+    return now_ms - record.heartbeat_ms > OUTDATED_RECORD_MS
+
+
 def _rank(
     record: HostRecord, expert: str, now_ms: float, unmeasured_ms: float
 ) -> tuple[bool, float, bool, int, str]:
     return (
-        now_ms - record.heartbeat_ms > OUTDATED_RECORD_MS,
+        _is_outdated(record, now_ms),
         added_latency_ms(record, expert, unmeasured_ms),
         not is_resident(record, expert),
         record.in_flight,
         record.host_id,
     )
+
+
+def idle_host_for(
+    records: Iterable[HostRecord], host_id: str, expert: str, now_ms: float
+) -> HostRecord | None:
+    """Where requests should go that wait at ``host_id`` for an expert that is not resident there:
+    an idle host, if there is one; else None.
+
+    The request needs one swap at either host. At the busy one that swap comes after a drain and
+    holds up the resident's requests; at the idle one it begins now and delays nobody. A host that
+    would have to read the weights from disk does not count: the busy one may be reading them
+    already. Nor does one whose swap is so much slower that waiting is better; a busy slot stays at
+    least for what another turn costs, so its own wait is taken twice.
+    """
+    known = {record.host_id: record for record in records if record.serves(expert)}
+    here = known.get(host_id)
+    if here is None or not _waits_behind_others(here, expert):
+        return None
+    unmeasured_ms = unmeasured_swap_ms(known.values())
+    idle = (
+        record
+        for record in known.values()
+        if is_idle(record)
+        and not record.reads_disk_for(expert)
+        and not _is_outdated(record, now_ms)
+    )
+    waits = [(expected_wait_ms(r, expert, unmeasured_ms), r.host_id) for r in idle]
+    wait_ms, best = min(waits, default=(math.inf, ""))
+    if wait_ms > 2 * expected_wait_ms(here, expert, unmeasured_ms):
+        return None
+    return known.get(best)
+
+
+def is_idle(record: HostRecord) -> bool:
+    """Whether nothing runs or waits at the host, so that a swap there can begin at once."""
+    at_rest = record.slot_state in (SERVING, EMPTY)
+    return at_rest and record.in_flight == 0 and not any(record.queue_depths.values())
+
+
+def _waits_behind_others(record: HostRecord, expert: str) -> bool:
+    """Whether requests for the expert wait here, all of them, for another expert's to end. While a
+    swap runs it may be theirs, and while their own expert drains some of them run: that is no."""
+    busy = record.in_flight > 0 and record.slot_state in (SERVING, DRAINING)
+    return busy and record.resident != expert and record.queue_depths.get(expert, 0) > 0

@@ -26,7 +26,6 @@ from deployments.host_http import HostPort, ServingEngine
 from deployments.host_record import PoolRecord
 from deployments.host_tracing import HostSpans
 from deployments.registry import HostRecord, HostRegistry
-from deployments.swap.core import SchedulerConfig
 from deployments.swap.driver import SlotDriver, SwapReport
 from experts.compat import resolve_model_folder
 from experts.engine_group import EngineGroup
@@ -178,15 +177,8 @@ class ExpertHost:
                 await self._progress(note)
 
     async def _start_driver(self) -> None:
-        scheduler = self._config.scheduler
         self._driver = SlotDriver(
-            SchedulerConfig(
-                queue_max=scheduler.queue_max,
-                in_flight_max=scheduler.in_flight_max,
-                age_bound_ms=scheduler.age_bound_ms,
-                min_residency_ms=scheduler.min_residency_ms,
-                drain_deadline_ms=scheduler.drain_deadline_ms,
-            ),
+            self._config.scheduler.config(),
             tuple(self._locations),
             EngineActuator(self.engine),
             clock=lambda: time.monotonic() * 1000,

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from deployments.swap.config import SchedulerConfig
 from experts.catalogue import Identifier
 from experts.quantities import SizeBytes
 from experts.strict_yaml import Section
@@ -38,7 +39,9 @@ class SchedulerSection(Section):
     """The swap scheduler's bounds.
 
     A request older than ``age_bound_ms`` closes admission to the resident expert; an expert stays
-    at least ``min_residency_ms``; running generations get ``drain_deadline_ms`` to finish.
+    at least ``min_residency_ms``; running generations get ``drain_deadline_ms`` to finish. Nobody
+    waits longer than ``queue_wait_ms_max``: a request is refused at once when that is foreseen, and
+    when it has waited as long.
     """
 
     queue_max: int = Field(256, ge=1, le=1_000_000)
@@ -46,6 +49,11 @@ class SchedulerSection(Section):
     age_bound_ms: Milliseconds = 3000
     min_residency_ms: Milliseconds = 500
     drain_deadline_ms: Milliseconds = 15_000
+    queue_wait_ms_max: int = Field(120_000, ge=1, le=86_400_000)
+
+    def config(self) -> SchedulerConfig:
+        """Raises ValueError for settings that the scheduler refuses."""
+        return SchedulerConfig(**self.model_dump())
 
     @model_validator(mode="after")
     def _residency_below_age_bound(self) -> SchedulerSection:
@@ -54,6 +62,7 @@ class SchedulerSection(Section):
                 f"min_residency_ms ({self.min_residency_ms}) exceeds age_bound_ms "
                 f"({self.age_bound_ms}), so the age bound could not be kept"
             )
+        self.config()
         return self
 
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Protocol
 
-from deployments.choose_host import is_resident
-from deployments.host_record import EMPTY, SERVING, SWAPPING, HostRecord, RegistrySnapshot
+from deployments.choose_host import is_idle, is_resident
+from deployments.host_record import SWAPPING, HostRecord, RegistrySnapshot
 from experts.errors import StateUnavailable
 
 log = logging.getLogger(__name__)
@@ -51,14 +51,9 @@ def add_dispatched(record: HostRecord, sent: Mapping[str, int]) -> HostRecord:
     running = sum(count for expert, count in sent.items() if is_resident(record, expert))
     waiting = Counter(record.queue_depths)
     waiting.update({e: count for e, count in sent.items() if not is_resident(record, e)})
-    if waiting.total() and _is_idle(record) and not running:
+    if waiting.total() and is_idle(record) and not running:
         record = replace(record, resident=None, slot_state=SWAPPING)
     return replace(record, in_flight=record.in_flight + running, queue_depths=dict(waiting))
-
-
-def _is_idle(record: HostRecord) -> bool:
-    at_rest = record.slot_state in (SERVING, EMPTY)
-    return at_rest and record.in_flight == 0 and not any(record.queue_depths.values())
 
 
 class HostDirectory:
@@ -68,7 +63,7 @@ class HostDirectory:
     store at most this often. ``grace_ms``: how long after an outage, or after the store lost its
     data, hosts that are not listed are still believed in; longer than a host's heartbeat and the
     store client's longest back-off together. ``wall_ms`` is milliseconds since the epoch,
-    ``mono_ms`` a monotonic clock.
+    ``mono_ms`` a monotonic clock. ``on_listed`` is called after every listing that succeeded.
     """
 
     def __init__(
@@ -96,6 +91,7 @@ class HostDirectory:
         self._listed_ms = float("-inf")
         self._grace_until_ms = float("-inf")
         self._lock = asyncio.Lock()
+        self.on_listed: Callable[[], None] = lambda: None
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -161,6 +157,7 @@ class HostDirectory:
                 self._stale = True
                 return
             self._take(listed)
+            self.on_listed()
 
     async def _keep_fresh(self) -> None:
         while True:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 SERVING = "serving"  # the slot state in which the resident expert takes requests
+DRAINING = "draining"  # it finishes what it runs and takes nothing new
 SWAPPING = "swapping"
 EMPTY = "empty"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from experts.protocol import Backend
 from experts.scripted import Script, ScriptedBackend
 from experts.types import ExpertSpec, SourceKind
 from gateway.breakers import expert_target, host_target
+from gateway.waiting_calls import WaitingCalls
 from policies.types import Candidate
 
 __all__ = ["BackendPool", "Directory", "Lease"]
@@ -49,10 +51,14 @@ class NoBreakers:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A backend to call now. ``host`` names the expert host, empty where there is none."""
+    """A backend to call now. ``host`` names the expert host, empty where there is none.
+    ``until_moved`` makes the context to await the first of the answer in; it raises
+    ``MovedElsewhere`` when another host should be asked instead.
+    """
 
     backend: Backend
     host: str = ""
+    until_moved: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
 
 
 class BackendPool:
@@ -82,6 +88,7 @@ class BackendPool:
         self._by_host: OrderedDict[str, HttpBackend] = OrderedDict()
         self._by_expert: dict[str, Backend] = dict(overrides or {})
         self._closing: set[asyncio.Task[None]] = set()
+        self._waiting = WaitingCalls(lambda expert: self._records(expert, ()), wall_ms)
 
     def candidate(self, spec: ExpertSpec) -> Candidate:
         """The expert with its live state, for the policy."""
@@ -116,9 +123,18 @@ class BackendPool:
             if record is None or self._directory is None:
                 raise HostUnavailable(spec.id)
             self._directory.note_dispatched(record.host_id, spec.id)
-            return Lease(self._host_backend(record), record.host_id)
+            return Lease(
+                self._host_backend(record),
+                record.host_id,
+                lambda: self._waiting.waiting(record.host_id, spec.id),
+            )
         backend = self._by_expert[spec.id] = self._own_backend(spec)
         return Lease(backend)
+
+    def move_waiting(self) -> None:
+        """Send calls that wait at a busy host to one that has fallen idle; for when hosts were
+        listed."""
+        self._waiting.look()
 
     def suspect(self, host: str) -> None:
         """A call to the host broke: leave it out until the registry can tell."""
@@ -132,16 +148,19 @@ class BackendPool:
         await asyncio.gather(*(backend.aclose() for backend in backends), *self._closing)
 
     def _best(self, expert: str, exclude: Iterable[str]) -> HostRecord | None:
+        return choose_host(self._records(expert, exclude), expert, self._wall_ms())
+
+    def _records(self, expert: str, exclude: Iterable[str]) -> list[HostRecord]:
+        """Hosts that may be called for the expert."""
         if self._directory is None:
-            return None
+            return []
         excluded = frozenset(exclude)
         wait_ms = self._breakers.wait_ms
-        records = [
+        return [
             r
             for r in self._directory.hosts_for(expert)
             if r.host_id not in excluded and not wait_ms(host_target(r.host_id))
         ]
-        return choose_host(records, expert, self._wall_ms())
 
     def _host_backend(self, record: HostRecord) -> HttpBackend:
         backend = self._by_host.get(record.url)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from msgspec import structs
 
+from deployments.choose_host import MOVES_MAX
 from experts.errors import (
     CapacityError,
     CoeError,
@@ -33,6 +34,7 @@ from gateway.breakers import expert_target, faults, host_target
 from gateway.journal import Decision, StageNote
 from gateway.retries import RetryBudget, RetryRules, is_transient
 from gateway.state.breakers import BreakerBoard, Passage
+from gateway.waiting_calls import MovedElsewhere
 from gateway.wire import WireRequest
 from policies.types import Attempt
 
@@ -47,6 +49,7 @@ __all__ = [
 ]
 
 _HOSTS_PER_STAGE_MAX = 3
+_OUTPUT_BOUNDS = ("max_tokens", "max_completion_tokens")
 _REQUEST_AT_FAULT = frozenset({400, 413, 422})
 _ELSEWHERE = (
     HostLost,
@@ -147,15 +150,26 @@ def is_judged(attempt: Attempt) -> bool:
 
 def _stage_body(request: WireRequest, decision: Decision, *, judged: bool) -> dict[str, Any]:
     body = dict(request.body)
-    if request.max_output_tokens is None and request.endpoint is not Endpoint.EMBEDDINGS:
-        # Without a bound upstream, the reserved worst case would bound nothing.
-        body["max_tokens"] = decision.max_output_tokens
+    if request.endpoint is not Endpoint.EMBEDDINGS:
+        body |= _output_bound(body, request.endpoint, decision.max_output_tokens)
     if request.stream:
         body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
     if judged and not request.wants_logprobs:
         # 1, because some servers read 0 as "none".
         body["logprobs"] = True if request.endpoint is Endpoint.CHAT else 1
     return body
+
+
+def _output_bound(body: Mapping[str, Any], endpoint: Endpoint, tokens: int) -> dict[str, int]:
+    """The bound that was reserved for, in every spelling that an expert might go by.
+
+    Servers differ in which one they prefer when a body has both, so a second one that says more
+    would be answers that nobody pays for. Completions know the old spelling alone.
+    """
+    said = {name: tokens for name in _OUTPUT_BOUNDS if body.get(name) is not None}
+    if not said or endpoint is Endpoint.COMPLETIONS:
+        said["max_tokens"] = tokens
+    return said
 
 
 def may_fail_over(error: CoeError) -> bool:
@@ -209,7 +223,10 @@ class Caller:
         while True:
             lease, passage = await tries.next()
             try:
-                reply = await lease.backend.complete(tries.call_now())
+                async with tries.until_moved(lease):
+                    reply = await lease.backend.complete(tries.call_now())
+            except MovedElsewhere:
+                tries.moved(lease, passage)
             except CoeError as error:
                 await tries.failed(lease, passage, error)
             except BaseException:
@@ -218,6 +235,7 @@ class Caller:
             else:
                 passage.succeeded()
                 note.took(reply.timings)
+                note.queue_ms += tries.waited_elsewhere_ms
                 return reply
 
     async def open(
@@ -233,10 +251,14 @@ class Caller:
             lease, passage = await tries.next()
             stack = AsyncExitStack()
             try:
-                stream = await stack.enter_async_context(lease.backend.stream(tries.call_now()))
-                opened = OpenStage(stream, stack, passage, lease.host)
-                batches = opened.batches()
-                first = await _first_batch(batches, spec)
+                async with tries.until_moved(lease):
+                    stream = await stack.enter_async_context(lease.backend.stream(tries.call_now()))
+                    opened = OpenStage(stream, stack, passage, lease.host)
+                    batches = opened.batches()
+                    first = await _first_batch(batches, spec)
+            except MovedElsewhere:
+                await stack.aclose()
+                tries.moved(lease, passage)
             except CoeError as error:
                 await stack.aclose()
                 await tries.failed(lease, passage, error)
@@ -247,6 +269,7 @@ class Caller:
             else:
                 passage.answered()
                 note.took(stream.timings)
+                note.queue_ms += tries.waited_elsewhere_ms
                 return opened, batches, first
 
 
@@ -262,6 +285,9 @@ class _Tries:
     Each host once, at most ``_HOSTS_PER_STAGE_MAX``: that costs no pause, since it is another
     machine. Where there is only one, it is asked again after a pause, if the error is transient and
     the rules and the budget of retries allow. All within the time of the one call asked for.
+
+    A call that waits at a busy host may move to an idle one, ``MOVES_MAX`` times. That is no
+    failure: the host that it leaves counts as not tried, and is asked again if no other is left.
     """
 
     def __init__(
@@ -279,13 +305,17 @@ class _Tries:
         self._short_of_time = short_of_time
         self._began_ms = caller.now_ms()
         self._tried: set[str] = set()
+        self._left: list[str] = []  # hosts that it moved away from
+        self._sent_ms = self._began_ms
+        self.waited_elsewhere_ms = 0.0
         self._retries = 0
         self._last: CoeError | None = None
         caller.budget.note_request(self._began_ms)
 
     def call_now(self) -> ExpertCall:
         """The call, with what is left of its time."""
-        if self._last is None:
+        self._sent_ms = self._caller.now_ms()
+        if self._last is None and not self._left:
             return self._call
         call, left_ms = self._call, self._left_ms()
         return structs.replace(
@@ -308,6 +338,16 @@ class _Tries:
             wait_ms = max(1, self._caller.breakers.wait_ms(passage))
             reason = "its circuit breaker is open after failures"
             raise self._last or HostUnavailable(self._spec.id, wait_ms, reason)
+
+    def until_moved(self, lease: Lease) -> AbstractAsyncContextManager[None]:
+        """The context to await the answer's beginning in."""
+        return lease.until_moved() if len(self._left) < MOVES_MAX else nullcontext()
+
+    def moved(self, lease: Lease, passage: Passage) -> None:
+        """The call was taken back; ``next`` is asked for another host."""
+        passage.abandoned()
+        self.waited_elsewhere_ms += self._caller.now_ms() - self._sent_ms
+        self._left.append(lease.host)
 
     async def failed(self, lease: Lease, passage: Passage, error: CoeError) -> None:
         """Note the failure; raises it when neither another host nor a retry is left."""
@@ -340,8 +380,12 @@ class _Tries:
         await caller.sleep_ms(pause)
 
     def _lease(self) -> Lease:
+        leases = self._caller.leases
+        if self._left:
+            with suppress(HostUnavailable):
+                return leases.lease(self._spec, exclude={*self._tried, self._left[-1]})
         try:
-            return self._caller.leases.lease(self._spec, exclude=self._tried)
+            return leases.lease(self._spec, exclude=self._tried)
         except HostUnavailable:
             if self._last is not None:
                 raise self._last from None

@@ -16,6 +16,7 @@ from experts.errors import InvalidRequest
 from experts.types import Capability, Endpoint
 from gateway.coe_options import CoeOptions, coe_options, model_list
 from gateway.fields import is_int, is_number, optional_boolean
+from gateway.prompt_texts import body_texts, is_media, texts_within
 
 __all__ = [
     "CoeOptions",
@@ -32,6 +33,8 @@ INPUTS_MAX = 2048
 DIMENSIONS_MAX = 65_536
 TOP_LOGPROBS_MAX = 20
 ROUTING_CHARS_MAX = 8_000  # the router windows this further; it bounds what is copied for it
+_COUNTED = frozenset({"role", "content"})
+_TYPE = frozenset({"type"})
 _SHORT_TURN_CHARS = 80  # "and in French?" cannot be classified without the turn before
 _EARLIER_CHARS_MAX = 500
 
@@ -168,8 +171,7 @@ def _chat_prompt(body: Mapping[str, Any]) -> _Prompt:
     part_types: set[str] = set()
     for index, message in enumerate(messages):
         _check_message(message, f"messages[{index}]", texts, part_types)
-    # Templates write the tools into the prompt, so they take their share of the context.
-    texts.extend(msgspec.json.encode(tool).decode() for tool in body.get("tools") or ())
+    texts.extend(body_texts(body))
     return _Prompt(tuple(texts), routing_text(messages), frozenset(part_types))
 
 
@@ -193,24 +195,26 @@ def _check_message(message: Any, where: str, texts: list[str], part_types: set[s
     calls = message.get("tool_calls") or []
     if not isinstance(calls, list):
         raise InvalidRequest(f"{where}.tool_calls", "a list is required")
-    texts.extend(_call_text(call, where) for call in calls)
+    for call in calls:
+        _check_call(call, where)
+    if len(message) > 2:  # more than a role and its content
+        texts.extend(texts_within(message, skip=_COUNTED))
 
 
 def _check_part(part: Any, where: str, texts: list[str], part_types: set[str]) -> None:
     if not isinstance(part, dict) or not isinstance(part.get("type"), str):
         raise InvalidRequest(where, "an object with a type is required")
     part_types.add(part["type"])
-    if part["type"] in ("text", "input_text"):
-        if not isinstance(part.get("text"), str):
-            raise InvalidRequest(f"{where}.text", "a string is required")
-        texts.append(part["text"])
+    if part["type"] in ("text", "input_text") and not isinstance(part.get("text"), str):
+        raise InvalidRequest(f"{where}.text", "a string is required")
+    if not is_media(part["type"]):
+        texts.extend(texts_within(part, skip=_TYPE))
 
 
-def _call_text(call: Any, where: str) -> str:
+def _check_call(call: Any, where: str) -> None:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict):
         raise InvalidRequest(f"{where}.tool_calls", "each call needs a function object")
-    return f"{function.get('name', '')}{function.get('arguments', '')}"
 
 
 def routing_text(messages: Iterable[Mapping[str, Any]]) -> str:
@@ -394,6 +398,6 @@ def _choices(body: Mapping[str, Any], prompts: int) -> int:
 
 
 def _max_output_tokens(body: Mapping[str, Any]) -> int | None:
-    """The tighter of the two spellings, per choice."""
+    """The tighter of the two spellings, per choice; the call of an expert says it in both."""
     given = [v for k in ("max_completion_tokens", "max_tokens") if (v := body.get(k)) is not None]
     return min(given) if given else None

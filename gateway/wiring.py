@@ -138,6 +138,7 @@ async def open_parts(config: Config, redis_url: str) -> AsyncIterator[Parts]:
             breakers=breakers,
             limits=PoolLimits(connect_timeout_ms=config.gateway.limits.connect_timeout_ms),
         )
+        directory.on_listed = experts.move_waiting
         stack.push_async_callback(experts.aclose)
         service = build_service(
             catalogue=catalogue,

@@ -6,11 +6,13 @@ slot from what the gateway knows (``gateway_view``).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
+from deployments.choose_host import MOVES_MAX
 from deployments.simulate.floor import Floor, RuleBroken, Slot
-from deployments.simulate.gateway_view import GatewayView
+from deployments.simulate.gateway_view import LISTING_MS, GatewayView
 from deployments.simulate.job import Job
 from deployments.simulate.node_placement import MOVE_MS, NodePlacement
 from deployments.swap.config import SchedulerConfig
@@ -41,12 +43,19 @@ class Ours:
         self.config = scheduler_config(floor)
         self.schedulers = [Scheduler(self.config, floor.experts) for _ in floor.slots]
         self._jobs: dict[str, Job] = {}
-        self._at: dict[str, int] = {}
-        self.view = GatewayView(self.schedulers, floor.experts)
-        self.placement = NodePlacement(floor, self.view) if floor.nodes > 1 else None
+        self._at: dict[str, int] = {}  # by arrival
+        self._moves: Counter[str] = Counter()
         self._short_of_memory = floor.cluster.pooled_max < len(floor.experts)
+        self.view = GatewayView(
+            self.schedulers,
+            floor.experts,
+            in_memory=self._pooled if self._short_of_memory else None,
+            load_ms=floor.cluster.disk_ms,
+        )
+        self.placement = NodePlacement(floor, self.view) if floor.nodes > 1 else None
         self._prefetching: set[int] = set()  # nodes
         self._place_next()
+        self._look_again()
 
     def arrived(self, job: Job) -> None:
         self._jobs[job.id] = job
@@ -78,12 +87,43 @@ class Ours:
         if key == len(self.schedulers):
             self._place_next()
             return
+        if key == len(self.schedulers) + 1:
+            self._look_again()
+            self._move_waiting()
+            return
         self._do(key, self._at_slot(key).tick(self.floor.now_ms))
 
     def loaded(self, node: int, expert: str) -> None:
         self._prefetching.discard(node)
         if self.placement is not None:
             self.placement.loaded(node, expert)
+
+    # --- what waits goes to a slot that has fallen idle -------------------------------------------
+
+    def _look_again(self) -> None:
+        self.floor.wake(len(self.schedulers) + 1, self.floor.now_ms + LISTING_MS)
+
+    def _move_waiting(self) -> None:
+        """As the gateway does at every listing, the oldest first, all of one expert together."""
+        if not self.view.take_listing(self.floor.now_ms):
+            return
+        waiting: dict[tuple[int, str], list[Job]] = {}
+        for name, number in self._at.items():
+            job = self._jobs[name]
+            if job.waiting:
+                waiting.setdefault((number, job.expert), []).append(job)
+        for (number, expert), jobs in waiting.items():
+            movable = [job for job in jobs if self._moves[job.id] < MOVES_MAX]
+            if movable and self.view.idle_slot_for(number, expert, self.floor.now_ms):
+                for job in movable:
+                    self._move(job, number)
+
+    def _move(self, job: Job, number: int) -> None:
+        now_ms = self.floor.now_ms
+        self._moves[job.id] += 1
+        target = self._at[job.id] = self.view.choose(job.expert, now_ms, exclude=(number,))
+        self._do(number, self._at_slot(number).cancel(job.id, now_ms))
+        self._do(target, self._at_slot(target).arrive(job.id, job.expert, now_ms=now_ms))
 
     # --- memory ----------------------------------------------------------------------------------
 
@@ -94,6 +134,9 @@ class Ours:
         if self.floor.now_ms > 0.0:
             self.placement.tick(self._in_use())
         self.floor.wake(len(self.schedulers), self.floor.now_ms + MOVE_MS)
+
+    def _pooled(self, number: int) -> frozenset[str]:
+        return self.floor.in_memory(self.floor.node_of(self.floor.slots[number]))
 
     def _in_use(self) -> set[tuple[int, str]]:
         """Nodes and experts that run, wait, or are on their way into an engine there."""
@@ -148,5 +191,6 @@ class Ours:
             self._do(number, self.schedulers[number].requeue(request_id, self.floor.now_ms))
 
     def _forget(self, request_id: str) -> int:
+        self._moves.pop(request_id, None)
         del self._jobs[request_id]
         return self._at.pop(request_id)

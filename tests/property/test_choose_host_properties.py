@@ -12,6 +12,8 @@ from deployments.choose_host import (
     added_latency_ms,
     choose_host,
     expected_wait_ms,
+    idle_host_for,
+    is_idle,
     unmeasured_swap_ms,
 )
 from deployments.host_record import HostRecord, PoolRecord
@@ -177,3 +179,55 @@ def test_host_not_heard_of_for_long_is_the_last_resort() -> None:
 def test_host_that_does_not_serve_it_has_no_wait_to_offer() -> None:
     assert expected_wait_ms(host("o", out_of_service={"a": "canary"}), "a") == float("inf")
     assert chosen_id(host("o", experts=("b",))) is None
+
+
+# --- moving what waits to an idle host ------------------------------------------------------------
+
+
+@given(registries, expert_ids, st.sampled_from("hijk"))
+def test_only_what_waits_behind_another_expert_moves_and_only_to_an_idle_host(
+    records: list[HostRecord], expert: str, host_id: str
+) -> None:
+    target = idle_host_for(records, host_id, expert, NOW)
+    if target is None:
+        return
+    here = next(record for record in records if record.host_id == host_id)
+    assert here.queue_depths[expert] > 0
+    assert here.resident != expert, "none of the expert's requests can be running here"
+    assert here.slot_state in ("serving", "draining")
+    assert here.in_flight > 0
+    assert target is not here
+    assert target.serves(expert)
+    assert is_idle(target)
+    assert NOW - target.heartbeat_ms <= OUTDATED_RECORD_MS
+
+
+WAITS_HERE = host("h", resident="b", in_flight=2, queue_depths={"a": 3}, queued_request_ms=50.0)
+
+
+def moved_to(*others: HostRecord, here: HostRecord = WAITS_HERE) -> str | None:
+    target = idle_host_for([here, *others], "h", "a", NOW)
+    return target.host_id if target else None
+
+
+def test_what_waits_behind_running_work_moves_to_the_idle_host_that_is_soonest() -> None:
+    idle, dearer = host("i", resident="c"), host("d", swap_ms={"a": 700.0})
+    assert moved_to() is None
+    assert moved_to(dearer) == "d"
+    assert moved_to(dearer, idle) == "i"
+    assert moved_to(dearer, idle, host("r", resident="a")) == "r"
+    assert moved_to(idle, here=replace(WAITS_HERE, slot_state="draining")) == "i"
+
+
+def test_nothing_moves_that_may_be_running_or_about_to() -> None:
+    idle = host("i")
+    assert moved_to(idle, here=replace(WAITS_HERE, resident="a", slot_state="draining")) is None
+    assert moved_to(idle, here=replace(WAITS_HERE, resident=None, slot_state="swapping")) is None
+    assert moved_to(idle, here=replace(WAITS_HERE, in_flight=0)) is None, "it turns at once"
+
+
+def test_nothing_moves_to_the_disk_or_to_a_much_slower_swap() -> None:
+    held = host("e", swap_ms={"b": 50.0}, pools=pool("ab"))
+    assert moved_to(held) == "e"
+    assert moved_to(replace(held, pools=pool("b"))) is None
+    assert moved_to(replace(held, swap_ms={"b": 9_000.0})) is None

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
-from deployments.choose_host import choose_host
+from deployments.choose_host import MOVES_MAX, choose_host, idle_host_for
 from deployments.host_directory import add_dispatched
 from deployments.host_record import HostRecord
 from deployments.placement import (
@@ -54,6 +54,7 @@ class Client:
     service_ms: float
     at: Host | None = None
     attempts: int = 0
+    moves: int = 0
     run: int = 0
     sent: bool = False
     end: str | None = None
@@ -170,14 +171,37 @@ class Gateway:
         for name, record in self.listed.items():
             if name not in before or before[name].heartbeat_ms != record.heartbeat_ms:
                 self.dispatched.pop(name, None)
+        self.move_waiting()
 
-    def send(self, client: Client) -> None:
-        now_ms = self.world.now_ms
-        seen = [
+    def seen(self) -> list[HostRecord]:
+        return [
             add_dispatched(record, self.dispatched.get(name, Counter()))
             for name, record in self.listed.items()
-            if self.suspect_until.get(name, -math.inf) <= now_ms
+            if self.suspect_until.get(name, -math.inf) <= self.world.now_ms
         ]
+
+    def move_waiting(self) -> None:
+        """Calls without a token yet, which is all that a gateway knows, go to an idle host."""
+        calls: dict[tuple[Host, str], list[Client]] = {}
+        for client in self.world.clients.values():
+            if client.at is not None and not client.sent and client.moves < MOVES_MAX:
+                calls.setdefault((client.at, client.expert), []).append(client)
+        for (host, expert), waiting in calls.items():
+            if idle_host_for(self.seen(), host.name, expert, self.world.now_ms) is not None:
+                for client in waiting:
+                    self.move(client, host)
+
+    def move(self, client: Client, host: Host) -> None:
+        client.moves += 1
+        client.attempts -= 1  # no failure
+        self.world.counts["moved"] += 1
+        self.world.withdraw(host, client)
+        client.at, client.run = None, client.run + 1
+        self.send(client, but=host.name)
+
+    def send(self, client: Client, but: str = "") -> None:
+        now_ms = self.world.now_ms
+        seen = [record for record in self.seen() if record.host_id != but]
         chosen = choose_host(seen, client.expert, now_ms)
         client.attempts += 1
         if chosen is None or client.attempts > ATTEMPTS_MAX:

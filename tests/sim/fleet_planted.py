@@ -70,6 +70,13 @@ class LeavesTheDepartedBehind(Gateway):
         self.world.end(client, "left")
 
 
+class MovesWithoutTakingBack(Gateway):
+    """Sends a waiting call to an idle host and leaves it where it was."""
+
+    def move(self, client: Client, host: Host) -> None:
+        self.send(client, but=host.name)
+
+
 class ListsOnce(Gateway):
     """Keeps to the hosts that it found at the start."""
 
@@ -86,6 +93,7 @@ PLANTED: dict[type[Any], str] = {
     RetriesAfterTheFirstToken: "cut after its first token|started again",
     ForgetsTheOrphans: "without an end",
     SendsTwice: "two owners|no owner|ended",
+    MovesWithoutTakingBack: "two owners|no owner|ended",
     LeavesTheDepartedBehind: "has ended and is still owned",
     ListsOnce: "not served after the faults",
 }

@@ -6,7 +6,7 @@ import math
 
 from deployments.swap.core import Scheduler
 from deployments.swap.effects import BeginSwap, Effect, Grant
-from deployments.swap.lanes import Lane
+from deployments.swap.lanes import Lane, Request
 from deployments.swap.states import SlotPhase
 
 
@@ -105,6 +105,40 @@ class ServesTheRetired(Scheduler):
         super()._reconsider_resident()
 
 
+class TurnsToTheLongestQueue(Scheduler):
+    """Notices that somebody has aged, and turns to somebody else."""
+
+    def _oldest_aged(self) -> str | None:
+        return super()._oldest_aged() and self._heaviest(least=-math.inf)[0]
+
+
+class ForgetsPatience(Scheduler):
+    """Lets wait who has waited as long as it may."""
+
+    def _new_request(
+        self, request_id: str, expert: str, priority: int, deadline_ms: float | None
+    ) -> Request:
+        request = super()._new_request(request_id, expert, priority, deadline_ms)
+        request.expires_ms += request.limit_ms + 1_000.0
+        return request
+
+
+class GivesPatienceAnew(Scheduler):
+    """Lets a request that was taken back wait once more as long as it may."""
+
+    def requeue(self, request_id: str, now_ms: float) -> list[Effect]:
+        request = self._slot.running[request_id]
+        request.wait_left_ms = request.limit_ms
+        return super().requeue(request_id, now_ms)
+
+
+class DrainsForEver(Scheduler):
+    """Never aborts."""
+
+    def _drain_ends_ms(self) -> float:
+        return math.inf
+
+
 class TrustsAFailedSwap(Scheduler):
     """Serves from a slot whose swap has failed."""
 
@@ -125,6 +159,10 @@ PLANTED: dict[type[Scheduler], str] = {
     NeverAsksToWake: "no wake-up is asked for",
     KeepsAnUnboundedQueue: "over its bound",
     ServesTheRetired: "granted to a retired expert",
+    TurnsToTheLongestQueue: "starved: it is older",
+    ForgetsPatience: "beyond what it allowed",
+    GivesPatienceAnew: "beyond what it allowed",
+    DrainsForEver: "holds up a drain",
     TrustsAFailedSwap: "granted to a retired expert|residents differ|granted while None",
 }
 """Each mistake and the rule (a regular expression) that has to catch it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from deployments.swap.config import SchedulerConfig
@@ -53,20 +53,38 @@ class Rates:
         return rng.expovariate(1.0 / (self.swap_ms + self.service_ms))
 
     @property
+    def swap_ms_max(self) -> float:
+        swap_ms = self.swap_ms * 1.2 * (self.slow_factor if self.slow_chance else 1.0)
+        return swap_ms + (2 * self.wake_ms if self.engines else 0.0)
+
+    @property
+    def residency_ms_max(self) -> float:
+        """The longest stay that a turn can earn."""
+        return self.config.residency_ms(self.swap_ms_max + 4 * self.service_ms)
+
+    @property
     def turn_ms_max(self) -> float:
         """The longest that one turn can last: a swap, the stay it earns, and the drain."""
-        swap_ms = self.swap_ms * 1.2 * (self.slow_factor if self.slow_chance else 1.0)
-        swap_ms += 2 * self.wake_ms if self.engines else 0.0
         drain_ms = 4 * self.service_ms + self.abort_ms
-        return (
-            swap_ms
-            + self.config.residency_ms(swap_ms + drain_ms)
-            + drain_ms
-            + 4 * self.timer_late_ms
-        )
+        stay_ms = self.config.residency_ms(self.swap_ms_max + drain_ms)
+        return self.swap_ms_max + stay_ms + drain_ms + 4 * self.timer_late_ms
+
+    @property
+    def bound_ms(self) -> float:
+        """Age bound, drain deadline and one swap."""
+        config = self.config
+        return config.age_bound_ms + config.drain_deadline_ms + self.swap_ms_max
 
 
 def draw_rates(seed: int) -> Rates:
+    """A quarter of the seeds allow no wait beyond age bound, drain deadline and one swap."""
+    rates = _draw_rates(seed)
+    if rng_for(seed, "patience").random() >= 0.25:
+        return rates
+    return replace(rates, config=replace(rates.config, queue_wait_ms_max=rates.bound_ms))
+
+
+def _draw_rates(seed: int) -> Rates:
     rng = rng_for(seed, "rates")
 
     def sometimes(chance: float, low: float, high: float) -> float:

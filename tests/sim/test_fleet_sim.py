@@ -43,7 +43,15 @@ def test_the_seeds_reach_every_fault() -> None:
         fleet.run()
         seen.update(fleet.counts)
     faults = ("swap corrupt", "swap failed", "swap out of memory", "deaths", "cut off")
-    stories = ("served", "left", "cut", "move pool", "move evict", "refused out_of_service")
+    stories = (
+        "served",
+        "left",
+        "cut",
+        "moved",
+        "move pool",
+        "move evict",
+        "refused out_of_service",
+    )
     assert all(seen[story] > 0 for story in (*faults, *stories)), seen
 
 

@@ -28,6 +28,7 @@ from deployments.swap.effects import (
     WakeAt,
 )
 from deployments.swap.states import SlotPhase
+from tests.sim.promises import Promises
 from tests.sim.rates import Rates, draw_rates, rng_for
 
 MakeScheduler = Callable[
@@ -60,6 +61,7 @@ class Client:
     sent: bool = False
     run: int = 0  # counts grants: what was planned for an earlier run is void
     waiting_since_ms: float = 0.0
+    waited_before_ms: float = 0.0  # before runs that were taken back
     must_start_within_ms: float = math.inf
     aborts: int = 0
 
@@ -120,6 +122,7 @@ class World:
         self.sequence = 0
         self.epoch = 0
         self.resident: str | None = None
+        self.resident_since_ms = -math.inf
         self.swapping: str | None = None
         self.waiting: set[str] = set()
         self.running: set[str] = set()
@@ -174,6 +177,8 @@ class World:
             self.rates.config, self.rates.experts, self.resident, engines or None
         )
         self.device = Device(engines, self.rates.residue, self.resident)
+        self.resident_since_ms = -math.inf
+        self.promises = Promises(self)
         self.note("boot", self.resident)
 
     def _plan_load(self) -> None:
@@ -294,6 +299,7 @@ class World:
     def _retire(self) -> None:
         expert = self.rng["operator"].choice(self.rates.experts)
         self.note("retire", expert)
+        self.promises.broken()
         self.retired.add(expert)
         self.do(self.scheduler.retire(expert, "by the operator", self.now_ms))
         if self.resident == expert and not self.running and self.swapping is None:
@@ -338,10 +344,11 @@ class World:
                 self.device.lost(expert)
                 self.retired.add(expert)
                 self.counts["swaps failed"] += 1
+                self.promises.broken()
                 self.do(self.scheduler.swap_failed(expert, reason, self.now_ms))
                 self._restore_later(expert)
                 return
-            self.resident = expert
+            self.resident, self.resident_since_ms = expert, self.now_ms
             self.do(self.scheduler.swap_done(expert, self.now_ms, swap_ms))
 
         self.at(swap_ms, end)
@@ -395,6 +402,8 @@ class World:
             waited_ms <= client.must_start_within_ms,
             f"{client.id} starved: waited {waited_ms:.0f}, bound {client.must_start_within_ms:.0f}",
         )
+        self.promises.started(client)
+        client.waited_before_ms += waited_ms
         client.status = Status.RUNNING
         self.waiting.discard(client.id)
         self.running.add(client.id)
@@ -419,8 +428,9 @@ class World:
             self.fail(f"{name} refused though its wait fits")
         elif name != self.arriving:
             self.expect(waited_ms <= client.must_start_within_ms, f"{name} starved, then refused")
-            early = client.aborts == 0 and waited_ms < client.limit_ms - 1e-6
+            early = client.waited_before_ms + waited_ms < client.limit_ms - 1e-6
             self.expect(not early, f"{name} refused before its time")
+            self.expect(refusal.wait_ms >= waited_ms, f"{name} was not told how long it waited")
         self._end(client, Status.REFUSED)
         self.counts[f"refused {refusal.reason}"] += 1
 
@@ -430,6 +440,7 @@ class World:
         self.expect(expert not in self.retired, f"swap to {expert}, which is out of service")
         wanted = any(self.clients[name].expert == expert for name in self.waiting)
         self.expect(wanted, f"swap to {expert}, for which nobody waits")
+        self.promises.swap_begins()
         self.resident, self.swapping = None, expert
         self.counts["swaps"] += 1
         self._swap(expert)
@@ -458,8 +469,10 @@ class World:
         late_ms = self.rates.timer_late_ms + 1e-3
         for name in self.waiting:
             client = self.clients[name]
-            patient = self.now_ms - client.waiting_since_ms <= client.limit_ms + late_ms
-            self.expect(patient, f"{name} waits beyond what it allowed")
+            waited_ms = client.waited_before_ms + self.now_ms - client.waiting_since_ms
+            self.expect(
+                waited_ms <= client.limit_ms + late_ms, f"{name} waits beyond what it allowed"
+            )
         phase = scheduler.phase
         self.expect((phase is SlotPhase.SWAPPING) == (self.swapping is not None), "swap unknown")
         if phase is SlotPhase.EMPTY:
@@ -470,6 +483,7 @@ class World:
             self.expect(self.wake is not None, "requests wait and no wake-up is asked for")
         if phase is SlotPhase.SERVING:
             self._check_serving()
+        self.promises.look()
 
     def _check_serving(self) -> None:
         mine = sum(self.clients[name].expert == self.resident for name in self.waiting)

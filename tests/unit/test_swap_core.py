@@ -7,7 +7,9 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from deployments.host_config import SchedulerSection
 from deployments.swap.core import Scheduler, SchedulerConfig
 from deployments.swap.effects import Grant, Refusal, Refuse
 from deployments.swap.lanes import Lane, Request
@@ -155,3 +157,31 @@ def test_a_turn_to_a_sleeping_engine_is_weighed_by_what_such_turns_took() -> Non
     assert dict(shown.swap_ms) == {"b": 50, "w": 3_000, "x": 3_000}
     assert scheduler.expected_wait_ms("x", 14_500) == 3_000
     assert scheduler.expected_wait_ms("b", 14_500) < 100
+
+
+def test_a_host_s_settings_reach_its_scheduler_and_bad_ones_are_refused_with_the_file() -> None:
+    section = SchedulerSection(age_bound_ms=900, drain_deadline_ms=700, queue_wait_ms_max=2_000)
+    config = section.config()
+    assert {name: getattr(config, name) for name in SchedulerSection.model_fields} == (
+        section.model_dump()
+    )
+    assert SchedulerSection().config() == SchedulerConfig(), "the defaults are one and the same"
+    with pytest.raises(ValidationError, match="drain_deadline_ms"):
+        SchedulerSection(drain_deadline_ms=0)
+
+
+def test_nobody_waits_longer_than_the_queue_s_bound_and_everybody_is_told() -> None:
+    """Two aged experts and one slot: the second cannot be served within the bound as worded."""
+    config = SchedulerConfig(
+        in_flight_max=1, age_bound_ms=100, min_residency_ms=0, queue_wait_ms_max=100 + 50 + 10
+    )
+    scheduler = Scheduler(config, ("a", "b", "c"), "a")
+    assert scheduler.arrive("a1", "a", now_ms=0) == [Grant("a1")]
+    scheduler.arrive("b1", "b", now_ms=0)
+    scheduler.arrive("c1", "c", now_ms=0)
+    scheduler.finish("a1", 120)
+    effects = scheduler.swap_done("b", 130, 10)
+    assert Grant("b1") in effects
+    [refusal] = [e for e in scheduler.tick(160) if isinstance(e, Refuse)]
+    assert (refusal.request_id, refusal.reason) == ("c1", Refusal.DEADLINE)
+    assert refusal.wait_ms >= refusal.limit_ms == 160
