@@ -53,7 +53,7 @@ class CoeError(Exception):
     @property
     def message(self) -> str:
         """One sentence for a person: what is wrong and what to do."""
-        return type(self).__name__
+        return "This server failed on the request; its log has the cause under the request's id."
 
     @property
     def param(self) -> str | None:
@@ -364,10 +364,15 @@ class ExpertFailed(ExpertError):
     detail: str
     error_param: str | None = None
     error_code: str | None = None
+    retry_after_ms: float | None = None  # what it asked to wait, if it is merely busy
 
     @property
     def message(self) -> str:
         return f"Expert {self.expert!r} answered {self.status}: {self.detail}"
+
+    @property
+    def retry_after_s(self) -> int | None:
+        return None if self.retry_after_ms is None else _ceil_s(self.retry_after_ms)
 
     @property
     def param(self) -> str | None:

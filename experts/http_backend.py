@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -23,6 +24,7 @@ __all__ = ["HttpBackend", "PoolLimits"]
 
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
 _ERROR_BODY_BYTES_MAX = 64 * 1024
+_ERROR_BODY_S = 2.0
 _DRAIN_S = 0.25
 _TAIL_EVENTS = 4  # where a finish reason stands when a server sends no [DONE]; usage may follow it
 
@@ -137,7 +139,7 @@ class HttpBackend:
             expert=call.expert,
             status=response.status,
             headers=response.headers,
-            body=await _read_at_most(response, _ERROR_BODY_BYTES_MAX),
+            body=await _error_body(response),
             waited_ms=call.queue_deadline_ms or call.timeout_ms,
         )
 
@@ -158,7 +160,8 @@ class HttpBackend:
         if call.traceparent is not None:
             headers["traceparent"] = call.traceparent
         if self._secret is not None and (secret := self._secret()):
-            headers["authorization"] = f"Bearer {secret}"
+            # Secrets mounted from files often end with a line feed.
+            headers["authorization"] = f"Bearer {secret.strip()}"
         if self._host is not None:
             headers["x-coe-priority"] = str(call.priority)
             if call.queue_deadline_ms is not None:
@@ -216,21 +219,27 @@ class HttpStream:
             except EventTooLarge as error:
                 raise ExpertFailed(self._call.expert, 502, str(error)) from error
             if batch:
+                self._watchdog.arrived()
                 yield batch
+        if not self.done and (last := self._unended(decoder)):
+            yield last
         if not self.done and not any(map(_FINISHED.search, self._tail)):
             raise self._lost()
 
     async def _read(self) -> bytes:
         self._watchdog.waiting()
         try:
-            chunk = await self._response.read()
-            self._watchdog.arrived()
-            return chunk
+            return await self._response.read()
         except OSError as error:
             if self._watchdog.overrun is not None:
                 phase, limit_ms = self._watchdog.overrun
                 raise UpstreamTimeout(self._call.expert, phase, limit_ms) from error
             raise self._lost() from error
+
+    def _unended(self, decoder: SseDecoder) -> list[bytes]:
+        """The last event of a server that ends its stream without a blank line; only if whole."""
+        whole = [one for one in decoder.feed(b"\n\n") if one == DONE or _is_json(one)]
+        return self._checked(whole)
 
     def _checked(self, payloads: list[bytes]) -> list[bytes]:
         batch: list[bytes] = []
@@ -257,10 +266,11 @@ class HttpStream:
 class _Watchdog:
     """Closes the response when a phase overruns, which wakes the reader with an error.
 
-    Only waiting for the upstream counts as silence: a client that reads slowly holds the relay up,
-    and the expert is not to blame for that. One timer per stream that re-arms itself; ``waiting``
-    and ``arrived`` only move a number, because a timeout armed and disarmed around every read would
-    cost more than the read.
+    Events end a wait; comments do not, or a server that sends nothing else would be waited for
+    until the end. Only waiting for the upstream counts as silence: a client that reads
+    slowly holds the relay up, and the expert is not to blame for that. One timer per stream that
+    re-arms itself; ``waiting`` and ``arrived`` only move a number, because a timeout armed and
+    disarmed around every read would cost more than the read.
     """
 
     def __init__(
@@ -276,21 +286,23 @@ class _Watchdog:
         self._end_s = started_s + call.timeout_ms / 1000.0
         self._due_s = min(started_s + call.first_token_timeout_ms / 1000.0, self._end_s)
         self._idle_s = call.idle_timeout_ms / 1000.0
-        self._started = False
+        self._started = False  # an event came at all
+        self._answered = False  # and none is being waited for
         self.overrun: tuple[str, float] | None = None
         self._timer = loop.call_at(self._due_s, self._check)
 
     def waiting(self) -> None:
-        """A read begins."""
-        if self._started:
+        """A read begins; the one after an event begins a wait for the next."""
+        if self._answered:
+            self._answered = False
             self._due_s = min(self._loop.time() + self._idle_s, self._end_s)
             if self._due_s < self._timer.when():
                 self._timer.cancel()
                 self._timer = self._loop.call_at(self._due_s, self._check)
 
     def arrived(self) -> None:
-        """A read ended; until the next one only the total time counts."""
-        self._started = True
+        """Events came; until the next read only the total time counts."""
+        self._started = self._answered = True
         self._due_s = self._end_s
 
     def stop(self) -> None:
@@ -326,6 +338,14 @@ def _reply_object(call: ExpertCall, body: bytes) -> dict[str, Any]:
     return decoded
 
 
+def _is_json(payload: bytes) -> bool:
+    try:
+        msgspec.json.decode(payload)
+    except msgspec.DecodeError:
+        return False
+    return True
+
+
 def _milliseconds(headers: Mapping[str, str], name: str) -> float:
     try:
         return float(headers.get(name, 0.0))
@@ -333,11 +353,14 @@ def _milliseconds(headers: Mapping[str, str], name: str) -> float:
         return 0.0
 
 
-async def _read_at_most(response: HttpResponse, limit_bytes: int) -> bytes:
-    parts = bytearray()
-    while len(parts) < limit_bytes and (part := await response.read()):
-        parts += part
-    return bytes(parts[:limit_bytes])
+async def _error_body(response: HttpResponse) -> bytes:
+    """As much of it as comes: the verdict is the status, which is known already."""
+    body = bytearray()
+    with contextlib.suppress(OSError):  # a TimeoutError is one
+        async with asyncio.timeout(_ERROR_BODY_S):
+            while len(body) < _ERROR_BODY_BYTES_MAX and (part := await response.read()):
+                body += part
+    return bytes(body[:_ERROR_BODY_BYTES_MAX])
 
 
 async def _drain(response: HttpResponse) -> None:

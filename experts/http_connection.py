@@ -15,7 +15,8 @@ import httptools
 
 __all__ = ["HttpConnection", "HttpResponse", "UpstreamProtocolError"]
 
-HEAD_BYTES_MAX: Final = 64 * 1024  # looked at after each read from the socket
+FRAMING_BYTES_MAX: Final = 64 * 1024  # heads and trailers; looked at after each read
+_FRAMING_PER_BODY_BYTE: Final = 8  # what the smallest chunks may cost
 BUFFER_BYTES_HIGH: Final = 256 * 1024  # above this nothing more is read until somebody takes it
 
 
@@ -133,7 +134,8 @@ class HttpConnection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._response: HttpResponse | None = None
-        self._head_bytes = 0
+        self._framing_bytes = 0
+        self._body_bytes = 0  # of the read that is being parsed
         self._framed = False  # the head says how long the body is; else the connection's end does
         self._keep_alive = False
         self._paused = False
@@ -142,7 +144,14 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        return self._keep_alive and self._transport is not None
+        """Whether the next request can go over it: open, and the last one was sent to its end."""
+        transport = self._transport
+        return (
+            self._keep_alive
+            and transport is not None
+            and not transport.is_closing()
+            and transport.get_write_buffer_size() == 0
+        )
 
     def send(self, request: bytes) -> HttpResponse:
         """Send a whole request.
@@ -153,7 +162,7 @@ class HttpConnection(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             raise ConnectionResetError("closed before the request was sent")
         self._response = response = HttpResponse(self, self._loop)
-        self._head_bytes = 0
+        self._framing_bytes = 0
         self._framed = self._keep_alive = False
         self._transport.write(request)
         return response
@@ -185,21 +194,25 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
+        if self._aborted:  # while it was being opened
+            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         response = self._response
         if response is None or response.complete:
             self.abort()  # nobody asked for this
             return
+        self._body_bytes = 0
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._break(UpstreamProtocolError(f"not HTTP/1.1: {error}"))
             return
-        if not response.has_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > HEAD_BYTES_MAX:
-                self._break(UpstreamProtocolError(f"a head of more than {HEAD_BYTES_MAX} bytes"))
+        around = len(data) - (1 + _FRAMING_PER_BODY_BYTE) * self._body_bytes
+        self._framing_bytes = max(0, self._framing_bytes + around)
+        if self._framing_bytes > FRAMING_BYTES_MAX:
+            reason = f"more than {FRAMING_BYTES_MAX} bytes of headers or trailers"
+            self._break(UpstreamProtocolError(reason))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -245,6 +258,7 @@ class HttpConnection(asyncio.Protocol):
         response.wake()
 
     def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
         response = self._response
         if response is not None and response.add(body) and not self._paused:
             self._paused = True

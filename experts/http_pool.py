@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import ssl
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from aiohappyeyeballs import start_connection
+
 from experts.http_connection import HttpConnection, HttpResponse
 
 __all__ = ["ConnectTimeout", "HttpPool", "PoolLimits"]
 
 _NOT_IN_A_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_NEXT_ADDRESS_S = 0.25  # RFC 8305: how long an address may be silent before the next is tried
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -130,8 +134,17 @@ class HttpPool:
         limit_s = self._limits.connect_timeout_ms / 1000.0
         try:
             async with asyncio.timeout(limit_s):
+                addresses = await self._loop.getaddrinfo(
+                    self._host, self._port, type=socket.SOCK_STREAM
+                )
+                opened = await start_connection(
+                    addresses, happy_eyeballs_delay=_NEXT_ADDRESS_S, loop=self._loop
+                )
                 await self._loop.create_connection(
-                    lambda: connection, self._host, self._port, ssl=self._tls
+                    lambda: connection,
+                    sock=opened,
+                    ssl=self._tls,
+                    server_hostname=self._host if self._tls else None,
                 )
         except BaseException as error:
             self._open.discard(connection)

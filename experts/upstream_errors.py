@@ -43,7 +43,8 @@ def error_from_reply(
     if status in (401, 403):
         # Such texts quote the key that was refused; it is ours, and the caller must not see it.
         return ExpertFailed(expert, status, "it refused the gateway's credentials", None, code)
-    return ExpertFailed(expert, status, detail, _text(fields.get("param")), code)
+    wait_ms = retry_after_ms if status == 429 else None
+    return ExpertFailed(expert, status, detail, _text(fields.get("param")), code, wait_ms)
 
 
 def _host_error(

@@ -80,6 +80,8 @@ def row_for(error: e.CoeError) -> HttpError:
     row = TABLE[type(error)]
     if isinstance(error, e.ExpertFailed) and error.status in _PASSED_ON:
         return HttpError(error.status, _INVALID, error.error_code or row.code)
+    if isinstance(error, e.ExpertFailed) and error.status == 429:
+        return HttpError(503, _OVERLOADED, "expert_busy")
     return row
 
 

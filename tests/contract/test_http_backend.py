@@ -20,6 +20,7 @@ from experts.errors import (
     UpstreamTimeout,
 )
 from experts.http_backend import HttpBackend, PoolLimits
+from gateway.http_errors import answer_for
 from tests.contract.test_backend_contract import call
 
 SSE_HEAD = (
@@ -33,9 +34,13 @@ LAST = b'data: {"choices":[{"delta":{},"finish_reason": "stop"}]}\n\n'
 class Wire:
     """A one-answer TCP server: sends ``pieces``, then closes or hangs."""
 
-    def __init__(self, *pieces: bytes, hang: bool = False) -> None:
+    def __init__(
+        self, *pieces: bytes, hang: bool = False, repeat: bytes = b"", every_ms: float = 0.0
+    ) -> None:
         self.pieces = pieces
         self.hang = hang
+        self.repeat, self.every_ms = repeat, every_ms
+        self.head = b""
         self.closed = asyncio.Event()
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -47,12 +52,17 @@ class Wire:
         self.closed.set()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
+        self.head = head = await reader.readuntil(b"\r\n\r\n")
         length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
         await reader.readexactly(length)
         for piece in self.pieces:
             writer.write(piece)
             await writer.drain()
+        while self.repeat and not reader.at_eof():
+            writer.write(self.repeat)
+            await writer.drain()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(reader.read(1), self.every_ms / 1000)
         if self.hang:
             await reader.read()  # until the client closes
 
@@ -200,3 +210,50 @@ async def test_nobody_listening_is_a_lost_host() -> None:
     finally:
         await backend.aclose()
     assert error.value.host == "h"
+
+
+async def test_comments_are_no_answer_and_end_no_wait() -> None:
+    """Pain 13: a server that only says it is at work is late like one that says nothing."""
+    server = Wire(SSE_HEAD, hang=True, every_ms=20.0, repeat=b": still at work\n\n")
+    async with connected(server) as backend:
+        with pytest.raises(UpstreamTimeout) as late:
+            await payloads(backend, first_token_timeout_ms=150.0, timeout_ms=5_000.0)
+    assert late.value.phase == "first token"
+    server = Wire(SSE_HEAD, CHUNK, hang=True, every_ms=20.0, repeat=b": still at work\n\n")
+    async with connected(server) as backend:
+        with pytest.raises(UpstreamTimeout) as late:
+            await payloads(backend, idle_timeout_ms=150.0, timeout_ms=5_000.0)
+    assert late.value.phase == "between tokens"
+
+
+async def test_a_refusal_whose_text_is_cut_is_still_that_refusal() -> None:
+    """Pain 14: a client's mistake must not look like a host that is lost."""
+    cut = refusal(400, b'{"error": {"message": "too long"}}').replace(b"length: ", b"length: 9")
+    async with connected(Wire(cut)) as backend:
+        with pytest.raises(ExpertFailed) as refused:
+            await backend.complete(call())
+    assert (refused.value.status, refused.value.detail) == (400, "too long")
+
+
+async def test_a_busy_upstream_tells_how_long_to_wait() -> None:
+    busy = refusal(429, b'{"error": {"message": "slow down"}}', b"retry-after: 7\r\n")
+    async with connected(Wire(busy)) as backend:
+        with pytest.raises(ExpertFailed) as refused:
+            await backend.complete(call())
+    answer = answer_for(refused.value)
+    assert (answer.status, dict(answer.headers)[b"retry-after"]) == (503, b"7")
+    assert b"expert_busy" in answer.body
+
+
+@pytest.mark.parametrize("ending", [b"data: [DONE]", LAST.rstrip()])
+async def test_a_last_event_without_a_blank_line_counts_if_it_is_whole(ending: bytes) -> None:
+    async with connected(Wire(SSE_HEAD, CHUNK, ending)) as backend:
+        assert len(await payloads(backend)) == (1 if b"DONE" in ending else 2)
+
+
+async def test_a_secret_from_a_file_may_end_with_a_line_feed() -> None:
+    wire = Wire(refusal(418, b"{}"))
+    async with connected(wire, secret=lambda: "s3cret\n") as backend:
+        with pytest.raises(ExpertFailed):
+            await backend.complete(call())
+    assert b"authorization: Bearer s3cret\r\n" in wire.head

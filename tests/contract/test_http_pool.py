@@ -10,12 +10,15 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trustme
+import uvloop
 
+from experts import http_pool
 from experts.http_connection import HttpResponse
 from experts.http_pool import ConnectTimeout, HttpPool, PoolLimits
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi"
 
+Address = tuple[int, int, int, str, tuple[str, int]]
 Talk = Callable[["Server", asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -191,6 +194,21 @@ async def test_an_idle_connection_is_closed_in_time() -> None:
         assert server.connections == 2
 
 
+async def test_an_address_that_is_silent_does_not_hide_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server, loop = Server(), asyncio.get_running_loop()
+    found = loop.getaddrinfo
+
+    async def silent_one_first(host: str, port: int, **more: int) -> list[Address]:
+        reserved = await found("192.0.2.1", port, **more)  # RFC 5737: nobody is there
+        return [*reserved, *await found(host, port, **more)]
+
+    async with pooled(server) as pool:
+        monkeypatch.setattr(loop, "getaddrinfo", silent_one_first)
+        assert await ask(pool) == b"hi"
+
+
 async def test_nobody_listening_and_a_pool_that_is_closed_are_connection_errors() -> None:
     server = Server()
     async with pooled(server) as pool:
@@ -207,7 +225,7 @@ async def test_a_connection_that_does_not_come_about_has_its_own_limit(
         await asyncio.Event().wait()
 
     pool = HttpPool("http://127.0.0.1:9/v1", PoolLimits(connect_timeout_ms=20.0))
-    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", never)
+    monkeypatch.setattr(http_pool, "start_connection", never)
     with pytest.raises(ConnectTimeout):
         await ask(pool)
     pool.close()
@@ -253,3 +271,25 @@ async def test_a_certificate_that_proves_nothing_is_refused(trusted: bool) -> No
     async with pooled(Server(), cert=cert, trust=trust if trusted else None) as pool:
         with pytest.raises(ssl.SSLCertVerificationError):
             await ask(pool)
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        test_a_request_is_written_as_it_should_be,
+        test_one_connection_carries_many_requests_and_the_pool_is_bounded,
+        test_a_caller_that_leaves_takes_its_connection_with_it,
+        test_a_caller_that_leaves_the_queue_gives_no_place_away,
+        test_a_request_on_a_kept_connection_that_dies_is_not_sent_again,
+        test_a_connection_that_was_closed_while_idle_is_not_used,
+        test_an_idle_connection_is_closed_in_time,
+        test_nobody_listening_and_a_pool_that_is_closed_are_connection_errors,
+        test_https_is_spoken_with_those_whose_certificate_is_trusted,
+    ],
+)
+def test_it_is_the_same_on_the_loop_of_production(scenario: Callable[[], Awaitable[None]]) -> None:
+    async def run() -> None:
+        await scenario()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())

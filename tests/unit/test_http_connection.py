@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from experts.http_connection import (
     BUFFER_BYTES_HIGH,
-    HEAD_BYTES_MAX,
+    FRAMING_BYTES_MAX,
     HttpConnection,
     HttpResponse,
     UpstreamProtocolError,
@@ -30,6 +30,7 @@ class Notes:
 
     def __init__(self) -> None:
         self.sent = b""
+        self.unsent_bytes = 0
         self.calls: list[str] = []
 
     def write(self, data: bytes) -> None:
@@ -37,6 +38,9 @@ class Notes:
 
     def is_closing(self) -> bool:
         return "abort" in self.calls
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent_bytes
 
     def __getattr__(self, name: str) -> Any:
         return lambda: self.calls.append(name)
@@ -157,12 +161,43 @@ async def test_what_is_no_plain_answer_is_refused(bench: Bench, sent: bytes) -> 
     assert bench.aborted
 
 
-async def test_a_head_without_end_is_refused(bench: Bench) -> None:
+@pytest.mark.parametrize(
+    "before", [b"HTTP/1.1 200 OK\r\n", CHUNKED.removesuffix(b"x-trailer: late\r\n\r\n")]
+)
+async def test_headers_or_trailers_without_end_are_refused(bench: Bench, before: bytes) -> None:
     line = b"x-filler: " + b"a" * 1000 + b"\r\n"
-    response = bench.answer(b"HTTP/1.1 200 OK\r\n", *[line] * (HEAD_BYTES_MAX // len(line) + 1))
+    response = bench.answer(before, *[line] * (FRAMING_BYTES_MAX // len(line) + 1))
     with pytest.raises(UpstreamProtocolError):
-        await response.head()
+        await whole(response)
     assert bench.aborted
+
+
+async def test_a_long_body_in_the_smallest_chunks_is_no_abuse(bench: Bench) -> None:
+    pieces = [b"1\r\na\r\n" * 1000] * 100
+    response = bench.answer(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", *pieces)
+    bench.connection.data_received(b"0\r\n\r\n")
+    assert await whole(response) == b"a" * 100_000
+
+
+@pytest.mark.parametrize("flaw", ["closing", "unsent"])
+async def test_what_cannot_carry_the_next_request_is_not_kept(bench: Bench, flaw: str) -> None:
+    response = bench.answer(OK)
+    assert await whole(response) == b"hi"
+    if flaw == "closing":
+        bench.transport.calls.append("abort")
+    else:
+        bench.transport.unsent_bytes = 1  # answered before it had been asked to the end
+    assert not bench.connection.reusable
+    response.close()
+    assert bench.aborted
+
+
+async def test_a_connection_that_is_given_up_while_it_opens_is_closed() -> None:
+    notes, nobody = Notes(), lambda _connection: None
+    connection = HttpConnection(asyncio.get_running_loop(), free=nobody, lost=nobody)
+    connection.abort()
+    connection.connection_made(notes)  # type: ignore[arg-type]
+    assert notes.calls == ["abort"]
 
 
 async def test_a_second_answer_is_not_taken_for_the_next_requests(bench: Bench) -> None:
