@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from experts.answer_shape import OddAnswer, check_answer
 from experts.errors import CoeError, ExpertFailed, HostLost, UpstreamTimeout
 from experts.event_stream import DONE, EventTooLarge, SseDecoder
 from experts.http_connection import HttpResponse
@@ -328,13 +329,14 @@ class _Watchdog:
 def _reply_object(call: ExpertCall, body: bytes) -> dict[str, Any]:
     try:
         decoded = msgspec.json.decode(body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ExpertFailed(call.expert, 502, "a reply that is not JSON") from error
     if not isinstance(decoded, dict):
         raise ExpertFailed(call.expert, 502, "a reply that is not a JSON object")
-    choices = decoded.get("choices") or []
-    if not isinstance(choices, list) or not all(isinstance(one, dict) for one in choices):
-        raise ExpertFailed(call.expert, 502, "a reply whose choices are no list of objects")
+    try:
+        check_answer(decoded)
+    except OddAnswer as error:
+        raise ExpertFailed(call.expert, 502, str(error)) from error
     return decoded
 
 

@@ -461,6 +461,8 @@ class SwappableEngine:
         """
         request = parse(endpoint, {**body, "model": expert})
         request.cache_salt = self._cache_salt(expert, request.cache_salt)
+        # Not the caller's to decide: who goes before whom in the engine, and where its cache goes.
+        request.priority, request.kv_transfer_params = 0, None
         # vLLM folds the request id into ids of its own, which must be unique among running ones.
         request.request_id = f"{request_id}-{uuid.uuid4().hex[:8]}"
         try:

@@ -8,7 +8,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from experts.errors import BodyTooLarge, QueueFull
 from gateway.anthropic_errors import answer_on
-from gateway.headers import request_id_of
 
 __all__ = ["BodyLimit", "ConcurrencyLimit"]
 
@@ -97,6 +96,6 @@ def _content_length(scope: Scope) -> int | None:
 
 
 async def _send_error(scope: Scope, send: Send, error: BodyTooLarge | QueueFull) -> None:
-    answer = answer_on(scope["path"], error, request_id_of(scope))
+    answer = answer_on(scope, error)
     await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
     await send({"type": "http.response.body", "body": answer.body})

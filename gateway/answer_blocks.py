@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+import msgspec
+
 __all__ = ["Block", "BlockKind", "BlockSequencer", "Closed", "Grew", "Opened", "Step"]
 
 
@@ -72,6 +74,8 @@ class _Waiting:
 class BlockSequencer:
     """Feed chat messages or deltas of one choice; get the steps of its blocks.
 
+    The choices are of the shape that ``experts.answer_shape`` checks.
+
     Text, reasoning and refusals end when something else begins. A tool call stays open until the
     answer ends, because more of its arguments may come at any time; what follows it waits and is
     sent when the answer ends.
@@ -117,6 +121,8 @@ class BlockSequencer:
         key = (BlockKind.TOOL, index)
         call_id, name = call.get("id") or "", function.get("name") or ""
         arguments = function.get("arguments") or ""
+        if not isinstance(arguments, str):  # some servers send the object itself
+            arguments = msgspec.json.encode(arguments).decode()
         if self._open_key == key:
             yield from self._grow(arguments, [])
         elif name and not self._must_wait(key):

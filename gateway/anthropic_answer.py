@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from experts.answer_shape import decode_chunk
 from experts.errors import CoeError
 from gateway.answer_blocks import Block, BlockKind, BlockSequencer, Closed, Grew, Opened, Step
 from gateway.anthropic_errors import anthropic_error
@@ -54,7 +55,8 @@ class MessageStream:
         self._usage: Mapping[str, Any] | None = None
 
     def write(self, payloads: Sequence[bytes]) -> bytes:
-        events = (event for one in payloads for event in self.feed(msgspec.json.decode(one)))
+        chunks = [decode_chunk(payload) for payload in payloads]
+        events = (event for chunk in chunks for event in self.feed(chunk))
         return b"".join(_framed(event) for event in events)
 
     def end(self) -> bytes:
@@ -121,7 +123,7 @@ class MessageStream:
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
         prompt = usage.get("prompt_tokens") or self._prompt_tokens()
         return {
-            "input_tokens": prompt - cached,
+            "input_tokens": max(0, prompt - cached),
             "output_tokens": usage.get("completion_tokens") or 0,
             "cache_read_input_tokens": cached,
             "cache_creation_input_tokens": 0,

@@ -1,18 +1,22 @@
-"""Errors in Anthropic's shape, for the paths that speak it."""
+"""Errors in Anthropic's shape, for the requests that speak it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import msgspec
+from starlette.types import Scope
 
 from experts.errors import CoeError
+from gateway.headers import request_id_of
 from gateway.http_errors import ErrorAnswer, answer_for, error_object, row_for
 
-__all__ = ["MESSAGES_PATH", "answer_on", "anthropic_answer", "anthropic_error"]
+__all__ = ["answer_on", "anthropic_answer", "anthropic_error", "names_version"]
 
 MESSAGES_PATH = "/v1/messages"
+MODELS_PATH = "/v1/models"  # of both APIs
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -45,8 +49,26 @@ def anthropic_answer(error: CoeError, request_id: str, *, spent: bool = False) -
     return replace(answer, headers=[*headers, (b"content-length", b"%d" % len(body))], body=body)
 
 
-def answer_on(path: str, error: CoeError, request_id: str) -> ErrorAnswer:
-    """An error met before any endpoint took the request, in the shape of its path."""
-    if path == MESSAGES_PATH or path.startswith(MESSAGES_PATH + "/"):
-        return anthropic_answer(error, request_id)
-    return answer_for(error)
+def answer_on(scope: Scope, error: CoeError) -> ErrorAnswer:
+    """An error met outside the answering endpoints, in the shape of the API that was spoken."""
+    if not _speaks_anthropic(scope):
+        return answer_for(error)
+    request_id = request_id_of(scope)
+    answer = anthropic_answer(error, request_id)
+    return replace(answer, headers=[*answer.headers, (b"request-id", request_id.encode())])
+
+
+def names_version(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a request carries ``anthropic-version``, as all of Anthropic's clients send it."""
+    return any(name == b"anthropic-version" for name, _ in headers)
+
+
+def _speaks_anthropic(scope: Scope) -> bool:
+    path = scope["path"]
+    if _is_below(path, MESSAGES_PATH):
+        return True
+    return _is_below(path, MODELS_PATH) and names_version(scope["headers"])
+
+
+def _is_below(path: str, root: str) -> bool:
+    return path == root or path.startswith(root + "/")

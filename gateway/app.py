@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from experts.errors import CoeError, InvalidRequest, MethodNotAllowed, UnknownModel, UnknownRoute
+from experts.errors import CoeError, InvalidRequest, MethodNotAllowed, UnknownRoute
 from experts.types import Endpoint
 from gateway.admission import BodyLimit, ConcurrencyLimit
 from gateway.anthropic_errors import answer_on
@@ -27,8 +27,8 @@ from gateway.anthropic_http import CountTokensEndpoint, MessagesDialect
 from gateway.dialect import OpenAiDialect
 from gateway.feedback_http import FeedbackEndpoint
 from gateway.headers import RequestIds, request_id_of
-from gateway.keys import sent_secret
 from gateway.metrics import Metrics
+from gateway.models_http import add_models
 from gateway.openai_http import AnswerEndpoint, KeepAlive, RouteEndpoint
 from gateway.responses_http import ResponsesDialect
 from gateway.service import GatewayService
@@ -74,7 +74,7 @@ def create_app(
     if feedback is not None:
         endpoint = FeedbackEndpoint(service.authenticate, feedback)
         app.router.routes.insert(0, Route("/v1/feedback", endpoint, methods=["POST"]))
-    _add_models(app, service)
+    add_models(app, service)
     _add_probes(app, metrics, readiness)
     add_error_handlers(app)
     # The last one added is the outermost.
@@ -110,37 +110,6 @@ def _hot_endpoints(service: GatewayService, keep_alive: KeepAlive) -> dict[str, 
     endpoints["/v1/messages/count_tokens"] = CountTokensEndpoint(service)
     endpoints["/v1/route"] = RouteEndpoint(service)
     return endpoints
-
-
-def _add_models(app: FastAPI, service: GatewayService) -> None:
-    @app.get("/v1/models")
-    async def list_models(request: Request) -> JSONResponse:
-        access = await service.authenticate(sent_secret(request.scope["headers"]))
-        data = [_model(service, name) for name in service.model_names(access)]
-        return JSONResponse({"object": "list", "data": data})
-
-    @app.get("/v1/models/{name:path}")
-    async def get_model(name: str, request: Request) -> JSONResponse:
-        access = await service.authenticate(sent_secret(request.scope["headers"]))
-        if name not in (names := service.model_names(access)):
-            raise UnknownModel(name, names)
-        return JSONResponse(_model(service, name))
-
-
-def _model(service: GatewayService, name: str) -> dict[str, Any]:
-    model: dict[str, Any] = {"id": name, "object": "model", "created": 0, "owned_by": "coe"}
-    spec = service.expert(name)
-    if spec is None:
-        return model | {"coe": {"kind": "policy"}}
-    about = {
-        "kind": "expert",
-        "context_tokens": spec.context_tokens,
-        "capabilities": sorted(capability.value for capability in spec.capabilities),
-        "input_usd_per_mtok": spec.price.input_micro_usd_per_mtok / 1e6,
-        "output_usd_per_mtok": spec.price.output_micro_usd_per_mtok / 1e6,
-        "description": spec.description,
-    }
-    return model | {"coe": about}
 
 
 def _add_probes(
@@ -203,7 +172,7 @@ async def _on_unhandled(request: Request, _: Exception) -> Response:
 
 
 def _response(request: Request, error: CoeError) -> Response:
-    answer = answer_on(request.url.path, error, request_id_of(request.scope))
+    answer = answer_on(request.scope, error)
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in answer.headers}
     return Response(answer.body, status_code=answer.status, headers=headers)
 

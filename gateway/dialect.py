@@ -24,7 +24,9 @@ __all__ = ["Dialect", "OpenAiDialect", "StreamWriter"]
 class StreamWriter(Protocol):
     """Turns the chat chunks of one stream into its bytes; used once."""
 
-    def write(self, payloads: Sequence[bytes]) -> bytes: ...
+    def write(self, payloads: Sequence[bytes]) -> bytes:
+        """Raises OddAnswer for a chunk that cannot be translated; nothing of it was taken in."""
+        ...
 
     def end(self) -> bytes:
         """The last bytes of a stream that ended well."""

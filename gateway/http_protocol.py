@@ -1,8 +1,9 @@
 """What a client may cost before and beside its request: bounds that uvicorn does not have.
 
-The server's protocol, with a limit on the size of a request's head, times within which head and
-body have to be there, a number of connections, and a time within which a client that does not read
-has to make room. None of it costs the usual request more than a few comparisons and one timer.
+The server's protocol, with a limit on the size of a request's head and of what frames its body,
+times within which head and body have to be there, a number of connections, and a time within which
+a client that does not read has to make room. None of it costs the usual request more than a few
+comparisons and one timer.
 """
 
 from __future__ import annotations
@@ -20,10 +21,14 @@ from uvicorn.server import ServerState
 
 __all__ = ["BoundedHttpProtocol", "ConnectionLimits", "protocol_with"]
 
+# The frame of a body sent byte by byte ("1", CR LF, the byte, CR LF), with room to spare.
+_FRAME_PER_BODY_BYTE = 9
+
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """``header_timeout_ms``: from a request's first byte (or the connection's begin) to the end of
+    """``header_bytes``: of a head, and once more of trailers and chunk extensions together.
+    ``header_timeout_ms``: from a request's first byte (or the connection's begin) to the end of
     its head. ``body_timeout_ms``: from there to the end of its body. ``stalled_write_ms``: how long
     a full send buffer may stay full, while an expert goes on generating. ``keep_alive_s``: how long
     an idle connection stays open.
@@ -57,6 +62,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._in_head = self._in_body = self._refused = False
         self._head_bytes = 0
+        self._frame_bytes = 0  # since the head, beyond what the body's own bytes account for
         self._arriving: asyncio.TimerHandle | None = None  # a head or a body is under way
         self._stalled: asyncio.TimerHandle | None = None
 
@@ -77,13 +83,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        if self._in_body:
+            self._frame_bytes += len(data)
         super().data_received(data)
         if self._in_head:
             self._head_bytes += len(data)
-            if self._head_bytes > self.limits.header_bytes:
-                self._refuse(431, "headers_too_large")
-                return
-        if self._arriving is not None:
+        within = self._head_bytes <= self.limits.header_bytes >= self._frame_bytes
+        if not within and (self._in_head or self._in_body):
+            self._cut_off(431, "headers_too_large")
+        if self._refused or self._arriving is not None:
             return
         if self._in_body:
             self._expect(self.limits.body_timeout_ms, self._body_is_late)
@@ -92,11 +100,18 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._expect(self.limits.header_timeout_ms, self._head_is_late)
 
     def on_message_begin(self) -> None:
-        self._in_head, self._head_bytes = True, 0
+        self._in_head = True
+        self._head_bytes = self._frame_bytes = 0
         super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Trailers are read over: uvicorn would add them to the headers, without an end."""
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._in_head, self._in_body = False, True
+        self._head_bytes = self._frame_bytes = 0
         self._arrived()
         # A large head that came in one piece has not been counted.
         sent = sum(len(name) + len(value) for name, value in self.headers) + len(self.url)
@@ -106,6 +121,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
+        self._frame_bytes = max(0, self._frame_bytes - _FRAME_PER_BODY_BYTE * len(body))
         if not self._refused:
             super().on_body(body)
 
@@ -135,10 +151,21 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def _body_is_late(self) -> None:
         self._arriving = None
-        if self.cycle.response_started:
+        self._cut_off(408, "request_timeout")
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's own answer to what is no HTTP is plain text."""
+        self._cut_off(400, "malformed_http")
+
+    def _cut_off(self, status: int, code: str) -> None:
+        """Refuse, unless an answer is on its way already: nothing may stand in the middle of it."""
+        answering = self.cycle is not None and self.cycle.response_started
+        if answering and not self.cycle.response_complete:
+            self._refused = True
+            self._arrived()
             self.transport.close()
         else:
-            self._refuse(408, "request_timeout")
+            self._refuse(status, code)
 
     def _refuse(self, status: int, code: str) -> None:
         """Answer without the application, which sees a client that has left, and hang up."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from experts.errors import CoeError, InvalidRequest
+from experts.answer_shape import OddAnswer
+from experts.errors import CoeError, ExpertFailed, InvalidRequest
 from experts.types import Endpoint
 from gateway.affinity import sent_session
 from gateway.client_watch import ClientGone, ClientWatch
@@ -121,7 +122,11 @@ class AnswerEndpoint:
 async def _relay(answer: OpenAnswer, writer: StreamWriter, out: _EventSender) -> None:
     async with aclosing(answer.batches()) as batches:
         async for payloads in batches:
-            if data := writer.write(payloads):
+            try:
+                data = writer.write(payloads)
+            except OddAnswer as error:
+                raise ExpertFailed(answer.note.expert, 502, str(error)) from error
+            if data:
                 await out.write(data)
 
 

@@ -9,8 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
-import msgspec
-
+from experts.answer_shape import OddAnswer, check_answer, decode_chunk
 from experts.errors import CoeError, DeadlineUnreachable, ExpertFailed
 from experts.protocol import ExpertCall, ExpertReply
 from experts.types import ExpertSpec, Usage
@@ -84,6 +83,10 @@ class PlanRun:
             reply = await self.caller.complete(
                 spec, self._call(attempt), note, short_of_time=self._short_of_time(attempt)
             )
+        try:
+            check_answer(reply.body)
+        except OddAnswer as error:
+            raise ExpertFailed(spec.id, 502, str(error)) from error
         note.usage, note.usage_is_estimated = self._usage_of_reply(reply)
         self.charge(note, spec)
         return reply, note
@@ -91,9 +94,9 @@ class PlanRun:
     def _judged_whole(self, reply: ExpertReply, note: StageNote) -> Verdict:
         logprobs = ChoiceLogprobs(choices=0)
         logprobs.add(reply.body)
-        total, count = logprobs.weakest()
-        verdict = self.cascade.judge(Evidence(total, count, finished=True, elapsed_ms=0.0))
-        note.mean_logprob = total / count if count else None
+        evidence = logprobs.evidence(finished=True, elapsed_ms=0.0)
+        verdict = self.cascade.judge(evidence)
+        note.mean_logprob = evidence.mean_logprob
         note.verdict = verdict.value
         return verdict
 
@@ -146,11 +149,12 @@ class PlanRun:
             )
         note.first_event_ms = self.now_ms()
         answer = OpenAnswer(self, attempt, note, spec, opened, batches, first)
-        if not is_judged(attempt):
-            answer.verdict = self.cascade.judge(Evidence(0.0, 0, False, 0.0))
-            return answer
         try:
-            await answer.hold_back()
+            if is_judged(attempt):
+                await answer.hold_back()
+            else:
+                answer.look_at_first()
+                answer.verdict = self.cascade.judge(Evidence(0.0, 0, False, 0.0))
         except BaseException as error:
             await answer.abort("failed" if isinstance(error, CoeError) else "aborted", error)
             raise
@@ -240,6 +244,13 @@ class OpenAnswer:
             include_usage=request.include_usage,
         )
 
+    def look_at_first(self) -> None:
+        """Raises ExpertFailed while another stage can still take over."""
+        try:
+            decode_chunk(self._held[0])
+        except OddAnswer as error:
+            raise self._odd(error) from error
+
     async def hold_back(self) -> None:
         """Read until the window is full, then judge; sets ``verdict``."""
         run = self._run
@@ -247,9 +258,9 @@ class OpenAnswer:
         logprobs = ChoiceLogprobs(run.request.choices)
         self._weigh(logprobs, self._held)
         while True:
-            total, count = logprobs.weakest()
             elapsed_ms = run.now_ms() - self._first_ms
-            self.verdict = run.cascade.judge(Evidence(total, count, self._ended, elapsed_ms))
+            evidence = logprobs.evidence(finished=self._ended, elapsed_ms=elapsed_ms)
+            self.verdict = run.cascade.judge(evidence)
             if self.verdict is not Verdict.WAIT:
                 break
             batch = await self._reader.next(max(0.0, window.hold_ms - elapsed_ms) / 1000.0)
@@ -259,17 +270,16 @@ class OpenAnswer:
             self._held = self._held + batch
             self._weigh(logprobs, batch)
         self.note.verdict = self.verdict.value
-        self.note.mean_logprob = total / count if count else None
+        self.note.mean_logprob = evidence.mean_logprob
 
     def _weigh(self, logprobs: ChoiceLogprobs, payloads: list[bytes]) -> None:
         try:
             logprobs.add_payloads(payloads)
-        except msgspec.DecodeError as error:
-            self._held = []  # or counting it would fail again
-            raise self._garbled() from error
+        except OddAnswer as error:
+            raise self._odd(error) from error
 
-    def _garbled(self) -> ExpertFailed:
-        return ExpertFailed(self._spec.id, 502, "a chunk that is not JSON")
+    def _odd(self, error: OddAnswer) -> ExpertFailed:
+        return ExpertFailed(self._spec.id, 502, str(error))
 
     async def batches(self) -> AsyncGenerator[list[bytes], None]:
         """The caller's payloads, from the first chunk to the last; ``[DONE]`` is the caller's.
@@ -285,8 +295,8 @@ class OpenAnswer:
             async for batch in self._reader:
                 if out := relay.feed(batch, None):
                     yield out
-        except msgspec.DecodeError as error:
-            raise self._garbled() from error
+        except OddAnswer as error:
+            raise self._odd(error) from error
         self._opened.passage.succeeded()
         self.charge()
         self.note.verdict = self.note.verdict or Verdict.ACCEPT.value

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
+from experts.answer_shape import OddAnswer, decode_chunk
 from experts.types import Usage
 from gateway.fields import is_int
 
@@ -37,13 +39,18 @@ class ChunkRelay:
         self._include_usage = include_usage
         self._rewrite_all = rename or hide_logprobs
         self._kept: bytes | None = None
+        self._kept_chunk: dict[str, Any] = {}
         self._usage_chunk: dict[str, Any] | None = None
         self._head: dict[str, Any] | None = None
         self.usage: Usage | None = None
         self.chunks = 0
 
     def feed(self, payloads: Iterable[bytes], coe: Mapping[str, Any] | None) -> list[bytes]:
-        """Payloads to send now. ``coe`` goes into the stream's first chunk."""
+        """Payloads to send now. ``coe`` goes into the stream's first chunk.
+
+        Raises:
+            OddAnswer: a chunk that had to be decoded is not what it should be.
+        """
         out: list[bytes] = []
         for payload in payloads:
             if b'"usage"' in payload and _USAGE.search(payload) and self._take_usage(payload):
@@ -52,12 +59,13 @@ class ChunkRelay:
             if self._head is None:
                 payload = self._first(payload, coe)
             elif self._rewrite_all:
-                payload = msgspec.json.encode(self._corrected(msgspec.json.decode(payload)))
+                payload = msgspec.json.encode(self._corrected(decode_chunk(payload)))
             if self._kept is not None:
                 out.append(self._kept)
                 self._kept = None
             if _FINISHED.search(payload):
-                self._kept = payload
+                # Decoded now and not at the end, when the expert has been thanked already.
+                self._kept, self._kept_chunk = payload, decode_chunk(payload)
             else:
                 out.append(payload)
         return out
@@ -67,7 +75,7 @@ class ChunkRelay:
         if not self._include_usage:
             if self._kept is None:
                 return []
-            return [msgspec.json.encode(msgspec.json.decode(self._kept) | {"coe": coe})]
+            return [msgspec.json.encode(self._kept_chunk | {"coe": coe})]
         last = [] if self._kept is None else [self._kept]
         chunk = self._usage_chunk or (self._head or {}) | {"choices": []}
         counts = chunk.get("usage") or _usage_object(usage)
@@ -76,7 +84,7 @@ class ChunkRelay:
 
     def _take_usage(self, payload: bytes) -> bool:
         """Note the usage; True when the chunk carried nothing else."""
-        chunk = msgspec.json.decode(payload)
+        chunk = decode_chunk(payload)
         self.usage = usage_of(chunk) or self.usage
         if chunk.get("choices"):
             return False
@@ -84,7 +92,7 @@ class ChunkRelay:
         return True
 
     def _first(self, payload: bytes, coe: Mapping[str, Any] | None) -> bytes:
-        chunk = self._corrected(msgspec.json.decode(payload))
+        chunk = self._corrected(decode_chunk(payload))
         self._head = {k: chunk[k] for k in ("id", "object", "created", "model") if k in chunk}
         # Servers that ignore our view of the model's name are found out by their first chunk.
         return msgspec.json.encode(chunk | {"coe": coe} if coe is not None else chunk)
@@ -120,10 +128,13 @@ def usage_of(body: Mapping[str, Any]) -> Usage | None:
 
 
 def usage_in(payloads: Sequence[bytes]) -> Usage | None:
-    """The last usage that any of these chunks carries."""
+    """The last usage that any of these chunks carries; one that cannot be read carries none."""
     for payload in reversed(payloads):
-        if _USAGE.search(payload) and (usage := usage_of(msgspec.json.decode(payload))):
-            return usage
+        if not _USAGE.search(payload):
+            continue
+        with suppress(OddAnswer):
+            if usage := usage_of(decode_chunk(payload)):
+                return usage
     return None
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import msgspec
-
+from experts.answer_shape import decode_chunk
 from experts.errors import CoeError
 from gateway.answer_blocks import Block, BlockKind, BlockSequencer, Closed, Grew, Opened, Step
 from gateway.http_errors import error_object, row_for
@@ -45,7 +44,8 @@ class ResponsesStream:
         self._usage: Mapping[str, Any] | None = None
 
     def write(self, payloads: Sequence[bytes]) -> bytes:
-        events = (event for one in payloads for event in self.feed(msgspec.json.decode(one)))
+        chunks = [decode_chunk(payload) for payload in payloads]
+        events = (event for chunk in chunks for event in self.feed(chunk))
         return b"".join(map(self._framed, events))
 
     def end(self) -> bytes:

@@ -123,13 +123,15 @@ class Course:
         candidates: Sequence[Candidate],
         draw: Callable[[Sequence[str]], str | None],
     ) -> tuple[Plan, AffinityView] | None:
-        """None when whoever was drawn does not fit into the caps."""
+        """None when whoever was drawn does not come first within the caps."""
         drawn = draw([candidate.spec.id for candidate in candidates if candidate.available])
         if drawn is None:
             return None
         try:
             plan = make(sticky_policy(self.policy, category, drawn))
         except CoeError:
+            return None
+        if plan.stages[0].expert != drawn:  # a fallback took its place
             return None
         source = self.conversation.source if self.conversation else ""
         reason = "explored: drawn by what feedback says"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-TOOL = "pip-audit==2.10.1"
+TOOL = "audit.lock"  # pip-audit, and everything that it needs
 KNOWN_BAD = "jinja2==2.10"  # CVE-2019-10906 and later ones
 ENVIRONMENT = HERE.parent / ".venv-audit"
 TIMEOUT_S = 600
@@ -59,13 +59,18 @@ def audited() -> tuple[int, str]:
 
 def _tool() -> Path | None:
     """pip-audit in an environment of its own: a checker should not live in what it checks."""
-    tool = ENVIRONMENT / "bin" / "pip-audit"
-    if tool.exists():
+    tool, made_from = ENVIRONMENT / "bin" / "pip-audit", ENVIRONMENT / TOOL
+    pins = (HERE / TOOL).read_text()
+    if tool.exists() and made_from.exists() and made_from.read_text() == pins:
         return tool
-    venv.create(ENVIRONMENT, with_pip=True)
-    pip = [str(ENVIRONMENT / "bin" / "pip"), "install", "-q", "--disable-pip-version-check", TOOL]
+    venv.create(ENVIRONMENT, with_pip=True, clear=True)
+    pip = [str(ENVIRONMENT / "bin" / "pip"), "install", "-q", "--disable-pip-version-check"]
+    pip += ["--no-deps", "-r", str(HERE / TOOL)]
     done = subprocess.run(pip, capture_output=True, timeout=TIMEOUT_S, check=False)
-    return tool if done.returncode == 0 and tool.exists() else None
+    if done.returncode != 0 or not tool.exists():
+        return None
+    made_from.write_text(pins)
+    return tool
 
 
 def _asked(tool: Path, requirements: list[str]) -> dict[str, Any] | None:

@@ -1,9 +1,9 @@
 """One gateway process of ``test_keys_over_processes``: asks at once, prints what it got as JSON.
 
-    python -m tests.contract.key_hammer REQUESTS   (store and secrets by environment)
+    python -m tests.contract.key_hammer REQUESTS   (store by environment)
 
-Two rounds, each with a key of its own: first of requests that cost what they may cost at most, then
-of cheaper ones. Each round waits for a line on standard input.
+One round for each line on standard input, ``EXPERT SECRET``, until there are no more: ``echo``
+costs what it may cost at most, ``short`` less.
 """
 
 from __future__ import annotations
@@ -24,10 +24,20 @@ from deployments.store import StateStore
 from experts.types import Price
 from gateway.access import AccessControl
 from gateway.state.keys import KeyLedger, KeyStore
+from gateway.tokens import estimate_tokens
 from tests.contract.gateway_kit import Gateway, make_gateway, openai_client, spec
 
 MAX_TOKENS = 8
 OUTPUT_TOKENS = {"echo": MAX_TOKENS, "short": 3}
+
+
+def exact_prompt() -> str:
+    """A prompt of as many words, the scripted experts' tokens, as the gateway estimates."""
+    texts = (" ".join("a" * words) for words in range(1, 1_000))
+    return next(text for text in texts if estimate_tokens([text], messages=1) == text.count("a"))
+
+
+PROMPT = exact_prompt()
 
 
 async def main(requests: int) -> None:
@@ -43,10 +53,9 @@ async def main(requests: int) -> None:
     ]
     with tempfile.TemporaryDirectory() as folder:
         gateway = make_gateway(Path(folder), experts, gate=gate, new_id=lambda: uuid.uuid4().hex)
-    for expert, secret in zip(OUTPUT_TOKENS, os.environ["HAMMER_SECRETS"].split(), strict=True):
-        print("ready", flush=True)
-        await asyncio.to_thread(sys.stdin.readline)
-        print(json.dumps(await _round(gateway, requests, expert, secret)), flush=True)
+    print("ready", flush=True)
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        print(json.dumps(await _round(gateway, requests, *line.split())), flush=True)
     await gate.aclose()
     await store.aclose()
 
@@ -56,15 +65,17 @@ async def _round(gateway: Gateway, requests: int, expert: str, secret: str) -> d
     async with openai_client("http://gateway", gateway.app, api_key=secret) as client:
         asked = (_ask(client, expert, stream=n % 2 == 0) for n in range(requests))
         statuses = Counter(await asyncio.gather(*asked))
+    served = [record for record in gateway.records if record["outcome"] == "ok"]
     spent = sum(record["cost_micro_usd"] for record in gateway.records)
-    return {"statuses": statuses, "spent": spent}
+    tokens = sum(record["input_tokens"] + record["output_tokens"] for record in served)
+    return {"statuses": statuses, "spent": spent, "tokens": tokens}
 
 
 async def _ask(client: openai.AsyncOpenAI, expert: str, *, stream: bool) -> int:
     try:
         answer = await client.chat.completions.create(
             model=expert,
-            messages=[{"role": "user", "content": "go"}],
+            messages=[{"role": "user", "content": PROMPT}],
             max_tokens=MAX_TOKENS,
             stream=stream,
         )

@@ -6,12 +6,13 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import openai
 import pytest
 
 from deployments.store import StateStore
+from experts.types import Price
 from gateway.access import AccessControl
 from gateway.feedback import Beta, Feedback, draw_expert, outcome_rows
 from gateway.keys import KeyBudgets, KeyLimits, KeyScope, digest_of, key_secret
@@ -210,6 +211,26 @@ async def test_a_policy_that_explores_comes_to_prefer_what_people_liked(
             await feedback.refresh()
     assert "first" in answered[:25], "it was tried"
     assert answered[-20:].count("spare") >= 16
+
+
+async def test_who_cannot_be_tried_within_the_caps_is_not_said_to_have_been(tmp_path: Path) -> None:
+    class Liked:
+        def posteriors(self, category: str) -> dict[str, Beta]:
+            return {"dear": Beta(1_000, 1), "first": Beta(1, 1_000), "spare": Beta(1, 1_000)}
+
+    policy = POLICY.replace("default: first", "default: first\nroutes: {other: dear}")
+    policy = policy.replace("cost_usd: 1.0", "cost_usd: 0.005")
+    gateway = make_gateway(
+        tmp_path,
+        [spec("first"), spec("spare"), spec("dear", price=Price(100_000_000, 200_000_000))],
+        policies={"auto": policy},
+        feedback=cast("FeedbackStore", Liked()),
+    )
+    body = {"model": "auto", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 64}
+    async with openai_client("http://gateway", gateway.app) as client:
+        view: Any = await client.post("/route", body=body, cast_to=object)
+    assert [stage["expert"] for stage in view["plan"]["stages"]] == ["first"]
+    assert "explored" not in str(view["affinity"])
 
 
 def test_drawing_follows_the_posteriors() -> None:

@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -91,11 +92,63 @@ async def test_heads_and_bodies_have_a_size_and_a_time(tmp_path: Path) -> None:
     assert not gateway.scripted("echo").calls
 
 
+async def test_what_frames_a_body_has_a_size_too(tmp_path: Path) -> None:
+    """Trailers and chunk extensions are no part of the head, nor of the body."""
+    gateway = make_gateway(tmp_path, [spec("echo")])
+    chunked = HEAD + b"transfer-encoding: chunked\r\n\r\n"
+    fields = [b"x-filler: " + b"a" * 500 + b"\r\n"] * 8
+    one_value = [b"x-filler: ", *[b"a" * 500] * 8]
+    extension = [b"1;", *[b"a" * 500] * 8]
+    async with limited(gateway) as address:
+        for filler in ([b"0\r\n", *fields], [b"0\r\n", *one_value], extension):
+            answered = await said(address, chunked, *filler, pause_s=0.002)
+            assert b"431 Request Header Fields Too Large" in answered
+    assert not gateway.scripted("echo").calls
+
+
+async def test_a_trailer_is_read_over(tmp_path: Path) -> None:
+    """No header of the request may come after what decided over it."""
+    seen: list[list[tuple[bytes, bytes]]] = []
+    gateway = make_gateway(tmp_path, [spec("echo")])
+    inner = gateway.app
+
+    async def noting(scope: Any, receive: Any, send: Any) -> None:
+        await inner(scope, receive, send)
+        if scope["type"] == "http":
+            seen.append(list(scope["headers"]))
+
+    gateway.app = noting
+    head = HEAD.replace(b"host: x\r\n", b"host: x\r\nconnection: close\r\n")
+    head += b"transfer-encoding: chunked\r\n\r\n"
+    # More frame than a head may have bytes, but each byte of body brings its own.
+    bytewise = b"".join(b"1\r\n%c\r\n" % byte for byte in b" " * 600 + BODY)
+    pieces = (head, bytewise, b"0\r\nx-late: yes\r\n\r\n")
+    async with limited(gateway) as address:
+        answered = await said(address, *pieces, pause_s=0.002)
+    assert b"200 OK" in answered
+    assert [name for name, _ in seen[0] if name == b"x-late"] == []
+
+
 async def test_the_refusals_are_in_the_shape_of_all_errors(tmp_path: Path) -> None:
     async with limited(make_gateway(tmp_path, [spec("echo")])) as address:
-        answer = await said(address, HEAD)
-    assert b'"error":{"message":"Request Timeout."' in answer
-    assert b'"code":"request_timeout"' in answer
+        late = await said(address, HEAD)
+        garbled = await said(address, b"no HTTP at all\r\n\r\n")
+    assert b'"error":{"message":"Request Timeout."' in late
+    assert b'"code":"request_timeout"' in late
+    assert garbled.startswith(b"HTTP/1.1 400 Bad Request")
+    assert b"content-type: application/json" in garbled
+    assert b'"code":"malformed_http"' in garbled
+
+
+async def test_garbage_behind_a_request_does_not_garble_its_answer(tmp_path: Path) -> None:
+    gateway = make_gateway(tmp_path, [spec("echo", "tokens?count=60&pace_ms=20")])
+    body = BODY.replace(b"{", b'{"stream":true,', 1)
+    async with limited(gateway) as address:
+        # The answer is under way when the garbage comes: a second status line in the middle of a
+        # stream would be read as a part of it.
+        answered = await said(address, post(body), b"\0\0 garbage\r\n\r\n", pause_s=0.05)
+    assert answered.count(b"HTTP/1.1 ") == 1
+    assert b"[DONE]" not in answered
 
 
 async def test_who_behaves_notices_nothing(tmp_path: Path) -> None:

@@ -73,6 +73,32 @@ async def test_a_mistake_in_a_chat_request_is_the_callers_and_names_the_field(
     assert error.param == param
 
 
+@pytest.mark.parametrize("endpoint", [Endpoint.CHAT, Endpoint.COMPLETIONS])
+async def test_no_caller_decides_over_the_engine_s_queue_or_its_transfers(
+    endpoint: Endpoint,
+) -> None:
+    """Whatever the operator has switched on in the engine."""
+    seen: list[Any] = []
+
+    async def answer(request: Any) -> Any:
+        seen.append(request)
+        return ErrorResponse(error=ErrorInfo(message="no", type="t", code=500))
+
+    engine, _ = make_engine(answer)
+    asked = {"messages": USER} if endpoint is Endpoint.CHAT else {"prompt": "x"}
+    wished = {
+        "priority": -5,
+        "kv_transfer_params": {"do_remote_prefill": True, "remote_host": "elsewhere"},
+        "request_id": "mine",
+        "seed": 7,
+    }
+    await refusal(engine, asked | wished, endpoint)
+    (request,) = seen
+    assert (request.priority, request.kv_transfer_params) == (0, None)
+    assert request.request_id.startswith("r-")
+    assert request.seed == 7
+
+
 @pytest.mark.parametrize(
     ("wrong", "param"),
     [({"prompt": ""}, "prompt"), ({"logprobs": "many"}, "logprobs"), ({"n": "two"}, "n")],

@@ -261,6 +261,14 @@ def test_choices_seed_and_stop_are_the_engine_s(client: openai.OpenAI) -> None:
     again = client.chat.completions.create(model="general", **body)
     texts = [[choice.message.content for choice in one.choices] for one in (first, again)]
     assert texts[0] == texts[1]
+    greedy = ask(PROMPTS["general"])
+    whole = client.chat.completions.create(model="general", **greedy).choices[0].message.content
+    assert whole
+    stop = whole[len(whole) // 2 :][:3]  # said for sure, and perhaps earlier too
+    (cut,) = client.chat.completions.create(model="general", stop=stop, **greedy).choices
+    assert (cut.message.content or "") == whole[: whole.index(stop)]
+    assert cut.finish_reason == "stop"
+    assert (cut.model_extra or {})["stop_reason"] == stop, "the engine's own, passed on"
 
 
 def test_sigterm_ends_every_process(stack: Stack) -> None:

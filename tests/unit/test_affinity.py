@@ -131,7 +131,7 @@ def test_switching_has_to_be_worth_what_it_costs(
 
 @settings(deadline=None)
 @given(st.floats(-1, 1), st.integers(0, 10**6), st.floats(0, 10**5), st.integers(0, 10**6))
-def test_the_longer_a_conversation_the_more_it_stays(
+def test_pain_25_the_longer_a_conversation_the_more_its_cache_holds_it(
     gain: float, tokens: int, fresh_ms: float, more: int
 ) -> None:
     def keep(count: int) -> bool:

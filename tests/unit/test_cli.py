@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
 import threading
@@ -12,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from gateway import cli
+from routers.artifact import load_artifact
+from routers.outcomes import read_outcomes
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -357,6 +362,40 @@ def test_a_training_row_that_cannot_be_read_is_named(
     assert "rows.jsonl" in ran.err
     assert "2" in ran.err
     assert "Traceback" not in ran.err
+
+
+def test_training_blends_in_what_callers_said(coe: Terminal, tmp_path: Path) -> None:
+    """The command itself: an exported file in, an artifact of the blended table out."""
+    data, said = tmp_path / "data", tmp_path / "said.parquet"
+    data.mkdir()
+    prompts = [f"add {n} and {n + 1}" if n % 2 else f"SELECT {n} FROM t" for n in range(100)]
+    queries = [{"query_id": f"q{n}", "prompt": prompt} for n, prompt in enumerate(prompts)]
+    recorded = [
+        {"query_id": f"q{n}", "expert": expert, "score": float(n % 2 == number), "cost": 0.1}
+        for n in range(100)
+        for number, expert in enumerate(("sql", "math"))
+    ]
+    pq.write_table(pa.Table.from_pylist(queries), data / "queries.parquet")
+    pq.write_table(pa.Table.from_pylist(recorded), data / "outcomes.parquet")
+    liked = {"expert": "sql", "score": 1.0}
+    digests = [hashlib.sha256(prompt.encode()).hexdigest() for prompt in prompts[1:7:2]]
+    rows_said = [liked | {"input_sha256": digest} for digest in (*digests, "0" * 64)]
+    pq.write_table(pa.Table.from_pylist(rows_said), said)
+    out = tmp_path / "artifact"
+    ran = coe("train", "--data", data, "--out", out, "--feedback", said, "--json", "-")
+    assert ran.status == 0, ran.err
+    result = json.loads(ran.out)
+    assert result["feedback"] == {
+        "rows_used": 3,
+        "scores_changed": 3,
+        "rows_of_unknown_queries": 1,
+        "rows_of_unknown_experts": 0,
+    }
+    assert result["data_digest"] != read_outcomes(data).digest, "trained on other scores"
+    assert load_artifact(out).digest == result["artifact_digest"]
+    missing = coe("train", "--data", data, "--out", tmp_path / "x", "--feedback", tmp_path / "no")
+    assert missing.status == 1
+    assert "Traceback" not in missing.err
 
 
 def test_training_data_that_is_not_there_is_a_sentence(coe: Terminal, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from gateway.metrics import Metrics
@@ -52,6 +53,53 @@ def test_alerts_name_metrics_that_exist() -> None:
     groups = yaml.safe_load((GRAFANA / "alerts.yaml").read_text())["groups"]
     used = named([rule["expr"] for group in groups for rule in group["rules"]])
     assert used <= set().union(*exported().values())
+
+
+_OPERATOR = re.compile(r" (?:[-+*/%^]|[=!<>]=|[<>]|and|or|unless) ")
+_AGGREGATION = re.compile(
+    r"(?:histogram_quantile\([0-9.]+, )?(?:sum|min|max)(?: by \(([a-z_, ]+)\) | by \(\) |)\("
+)
+
+
+def operands(expression: str) -> list[str]:
+    """What stands on the sides of the operators outside of all brackets."""
+    depth, begin, found = 0, 0, []
+    for place, character in enumerate(expression):
+        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(character, 0)
+        operator = _OPERATOR.match(expression, place) if depth == 0 else None
+        if operator:
+            found.append(expression[begin:place])
+            begin = operator.end()
+    return [*found, expression[begin:]]
+
+
+def groupings(expression: str) -> set[frozenset[str]]:
+    """The labels that each side is summed by; numbers have none and fit to all."""
+    vectors = [side for side in operands(expression) if not re.fullmatch(r"[0-9.]+", side)]
+    found = {side: _AGGREGATION.match(side) for side in vectors}
+    bare = [side for side, match in found.items() if match is None]
+    assert not bare, "without an aggregation there is one line per gateway"
+    labels = [match.group(1) or "" for match in found.values() if match]
+    return {frozenset(filter(None, one.replace(" ", "").split(","))) for one in labels}
+
+
+def test_both_sides_of_an_operator_have_the_same_labels() -> None:
+    """Otherwise Prometheus matches nothing to nothing, and the panel stays empty."""
+    panels = json.loads((GRAFANA / "coe.json").read_text())["panels"]
+    groups = yaml.safe_load((GRAFANA / "alerts.yaml").read_text())["groups"]
+    texts = expressions(panels) + [rule["expr"] for group in groups for rule in group["rules"]]
+    assert [text for text in texts if len(groupings(text)) != 1] == []
+
+
+@pytest.mark.parametrize("wrong", ["sum by (a) (x) / sum(y)", "sum by (a) (x) - sum by (a, b) (y)"])
+def test_different_sides_are_found(wrong: str) -> None:
+    assert len(groupings(wrong)) == 2
+
+
+@pytest.mark.parametrize("bare", ["deriv(x[5m]) * 3600", "increase(x[5m]) - sum(y)"])
+def test_so_is_what_is_not_summed(bare: str) -> None:
+    with pytest.raises(AssertionError, match="one line per gateway"):
+        groupings(bare)
 
 
 def test_the_documentation_lists_every_metric() -> None:

@@ -238,7 +238,7 @@ async def test_a_wake_is_tried_twice_and_then_the_engine_starts_afresh(
     assert (await group.make_resident("x")).way == "start"
 
 
-async def test_an_engine_that_answers_wrongly_after_its_wake_is_not_kept(
+async def test_pain_08_an_engine_that_answers_wrongly_after_its_wake_is_not_kept(
     folders: dict[str, str],
 ) -> None:
     world = World()

@@ -68,3 +68,7 @@ def test_only_an_expert_that_blames_the_request_is_believed(upstream: int, ours:
 def test_paths_of_our_files_stay_inside() -> None:
     error = e.ConfigError("/etc/coe/secret-place.yaml", 3, "key", "wrong")
     assert "secret-place" not in str(error_object(error))
+
+
+def test_a_defect_s_message_is_for_a_person() -> None:
+    assert "CoeError" not in error_object(e.CoeError())["error"]["message"]
