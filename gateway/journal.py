@@ -77,6 +77,7 @@ class StageNote:
     ended_ms: float | None = None
     error: str | None = None
     retries: int = 0  # calls beyond the first, at the same expert after a pause
+    moves: int = 0  # from a host where it waited to one that had fallen idle
 
     def took(self, timings: CallTimings) -> None:
         self.host, self.queue_ms, self.swap_ms = timings.host, timings.queue_ms, timings.swap_ms
@@ -355,4 +356,5 @@ def _stage_view(stage: StageNote) -> dict[str, Any]:
         "ms": round(end_ms - stage.started_ms, 3),
         "error": stage.error,
         "retries": stage.retries,
+        "moves": stage.moves,
     }

@@ -57,6 +57,7 @@ class Metrics:
         self._stages = counter("coe_stages", "Calls of experts", ["expert", "verdict"])
         self._escalations = counter("coe_escalations", "Drafts that were not accepted", ["expert"])
         self._retries = counter("coe_retries", "Calls made again after a pause", ["expert"])
+        self._moved = counter("coe_moved_calls", "Waiting calls sent to an idle host", ["expert"])
         self._moves = counter(
             "coe_placement_moves", "Changes of what hosts keep in memory", ["kind", "outcome"]
         )
@@ -226,6 +227,8 @@ class Metrics:
             self._escalations(expert).inc()
         if stage.retries:
             self._retries(expert).inc(stage.retries)
+        if stage.moves:
+            self._moved(expert).inc(stage.moves)
         self._tokens(expert, "input").inc(stage.usage.input_tokens)
         self._tokens(expert, "output").inc(stage.usage.output_tokens)
         self._cost(expert).inc(stage.cost_micro_usd / MICRO_USD_PER_USD)

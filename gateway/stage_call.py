@@ -348,6 +348,7 @@ class _Tries:
         passage.abandoned()
         self.waited_elsewhere_ms += self._caller.now_ms() - self._sent_ms
         self._left.append(lease.host)
+        self._note.moves = len(self._left)
 
     async def failed(self, lease: Lease, passage: Passage, error: CoeError) -> None:
         """Note the failure; raises it when neither another host nor a retry is left."""

@@ -151,6 +151,7 @@ async def test_the_time_at_the_first_host_counts_as_waiting(cluster: Cluster) ->
     waited_ms = (asyncio.get_running_loop().time() - began_s) * 1e3
     assert await bounded(waiting) == "hello"
     assert cluster.note.queue_ms >= waited_ms
+    assert cluster.note.moves == 1
 
 
 async def test_what_runs_is_never_moved(cluster: Cluster) -> None:
