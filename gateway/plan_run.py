@@ -13,18 +13,11 @@ from experts.answer_shape import OddAnswer, check_answer, decode_chunk
 from experts.errors import CoeError, DeadlineUnreachable, ExpertFailed
 from experts.protocol import ExpertCall, ExpertReply
 from experts.types import ExpertSpec, Usage
+from gateway.caller import Caller, OpenStage, may_fail_over
 from gateway.choice_logprobs import ChoiceLogprobs
 from gateway.journal import Decision, Journal, StageNote, coe_head, coe_object
 from gateway.relay import ChunkRelay, strip_logprobs, usage_in, usage_of
-from gateway.stage_call import (
-    Caller,
-    OpenStage,
-    Timeouts,
-    is_judged,
-    is_short_of_time,
-    may_fail_over,
-    stage_call,
-)
+from gateway.stage_call import Timeouts, is_judged, is_short_of_time, stage_call
 from gateway.wire import WireRequest
 from policies.cascade import Cascade
 from policies.types import Attempt, Evidence, Exhausted, Verdict

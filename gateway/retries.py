@@ -1,6 +1,6 @@
 """When a failed call may be made again, and after which pause. Pure: time and randomness come in.
 
-Only a call that has shown nothing to the caller is made again (``gateway.stage_call`` sees to it).
+Only a call that has shown nothing to the caller is made again (``gateway.caller`` sees to it).
 The pause is "full jitter": uniform between zero and an exponentially growing bound (M. Brooker,
 "Exponential Backoff And Jitter", AWS Architecture Blog, 2015). The budget is a token bucket that
 requests fill and retries empty, as in Finagle's ``RetryBudget``: an upstream that is down gets a

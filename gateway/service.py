@@ -15,6 +15,7 @@ from experts.catalogue import Catalogue
 from experts.errors import CoeError
 from experts.types import ExpertSpec
 from gateway.access import Gate, OpenGate
+from gateway.caller import Caller, Leases
 from gateway.dearest import dearest_cost_micro_usd, dearest_prices
 from gateway.decide import Decider, LiveState
 from gateway.journal import CURRENT, Journal, decision_record, explanation
@@ -22,7 +23,7 @@ from gateway.keys import Access
 from gateway.language import language_detector
 from gateway.plan_run import OpenAnswer, PlanRun
 from gateway.retries import RetryRules
-from gateway.stage_call import Caller, Leases, Timeouts
+from gateway.stage_call import Timeouts
 from gateway.state.breakers import BreakerBoard
 from gateway.steering import Steering
 from gateway.wire import WireRequest

@@ -15,8 +15,8 @@ from deployments.host_record import HostRecord
 from experts.protocol import ExpertCall
 from experts.types import Capability, Endpoint, ExpertSpec, Price, SourceKind
 from gateway.backends import BackendPool
+from gateway.caller import Caller
 from gateway.journal import StageNote
-from gateway.stage_call import Caller
 from tests.contract.gateway_kit import eventually, served
 from tests.contract.host_kit import PATIENT, TOKEN, Slot
 

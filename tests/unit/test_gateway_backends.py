@@ -14,8 +14,8 @@ from experts.protocol import Backend, ExpertCall, ExpertReply
 from experts.scripted import ScriptedBackend
 from experts.types import Capability, Endpoint, ExpertSpec, Price, SourceKind
 from gateway.backends import HOST_BACKENDS_MAX, BackendPool, Lease
+from gateway.caller import Caller
 from gateway.journal import StageNote
-from gateway.stage_call import Caller
 
 
 def spec(expert: str, kind: SourceKind = SourceKind.WEIGHTS, location: str = "/x") -> ExpertSpec:
