@@ -202,14 +202,18 @@ async def test_a_reply_that_is_no_object_is_an_error(reply: bytes) -> None:
             await backend.complete(call())
 
 
-async def test_nobody_listening_is_a_lost_host() -> None:
-    backend = HttpBackend("http://127.0.0.1:9/v1", host="h")
+async def test_nobody_listening_is_a_lost_host(caplog: pytest.LogCaptureFixture) -> None:
+    backend = HttpBackend("http://127.0.0.1:9/v1", host="h", secret=lambda: "s3cret")
     try:
-        with pytest.raises(HostLost) as error:
-            await backend.complete(call())
+        for _ in range(3):
+            with pytest.raises(HostLost) as error:
+                await backend.complete(call())
     finally:
         await backend.aclose()
     assert error.value.host == "h"
+    (line,) = caplog.messages  # the operator is told why, once
+    assert "ConnectionRefusedError" in line
+    assert "s3cret" not in line
 
 
 async def test_comments_are_no_answer_and_end_no_wait() -> None:
