@@ -311,7 +311,8 @@ def status(
 ) -> None:
     """Is it up? Gateway, state store, hosts, experts, and what is wrong with any of them.
 
-    With --url only what that gateway says of itself: its store is not this configuration's.
+    With --url alone only what that gateway says of itself: whose store it uses is not known then.
+    Give --config as well to have that configuration's store read.
     """
     from gateway.config import default_config_path, load_config
     from gateway.status_command import show_status, view_of_store
@@ -320,7 +321,7 @@ def status(
     reply = ask(f"{base}/health/ready", "status")
     if reply is None:
         raise _unreachable(base)
-    if url is None:
+    if url is None or config is not None:
         reply |= view_of_store(config, load_config(config or default_config_path()))
     write_json(reply, json_file)
     if json_file != "-":

@@ -127,3 +127,12 @@ def test_a_store_that_cannot_be_read_hides_nothing_else(
     assert report["status"] == "ok"
     assert report["store"]
     assert "hosts" not in report
+
+
+def test_an_address_given_by_hand_stands_beside_the_store_of_a_configuration(
+    config: Path, gateway: int
+) -> None:
+    url = f"http://127.0.0.1:{gateway}"
+    assert "store" in json.loads(status(config, "--url", url, "--json", "-"))
+    alone = CliRunner().invoke(app, ["status", "--url", url, "--json", "-"])
+    assert set(json.loads(alone.output)) == {"status", "missing", "degraded"}

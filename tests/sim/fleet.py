@@ -484,8 +484,16 @@ class Fleet:
             self.at(LISTING_MS, self._list)
 
     def _probe(self) -> None:
-        """Once all requests have ended after the last fault, every expert must be served again."""
-        if all(client.end is not None for client in self.clients.values()):
+        """Once all requests have ended after the last fault, every expert must be served again.
+
+        When the last host of an expert dies late, placement gives it another first, which takes
+        moves, a load and a heartbeat. If the gateway never hears of one, nobody is asked, and the
+        end of the run says so.
+        """
+        heard = {expert for record in self.gateway.seen() for expert in record.experts}
+        if heard >= set(self.experts) and all(
+            client.end is not None for client in self.clients.values()
+        ):
             self.probed = True
             self.to_probe = list(self.experts)
             self._probe_next()
