@@ -23,6 +23,7 @@ __all__ = ["BoundedHttpProtocol", "ConnectionLimits", "protocol_with"]
 
 # The frame of a body sent byte by byte ("1", CR LF, the byte, CR LF), with room to spare.
 _FRAME_PER_BODY_BYTE = 9
+_FIRST_REQUEST_S = 0.5  # what a connection that was just accepted gets when the server ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._in_head = self._in_body = self._refused = False
         self._head_bytes = 0
+        self._asked = False  # a request has begun to arrive, once
+        self._is_last = False  # the server ends: one request at most is still taken
         self._frame_bytes = 0  # since the head, beyond what the body's own bytes account for
         self._arriving: asyncio.TimerHandle | None = None  # a head or a body is under way
         self._stalled: asyncio.TimerHandle | None = None
@@ -100,7 +103,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._expect(self.limits.header_timeout_ms, self._head_is_late)
 
     def on_message_begin(self) -> None:
-        self._in_head = True
+        self._in_head = self._asked = True
         self._head_bytes = self._frame_bytes = 0
         super().on_message_begin()
 
@@ -119,6 +122,21 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._refuse(431, "headers_too_large")
             return
         super().on_headers_complete()
+        if self._is_last:
+            self.cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        """The server ends. Who connected a moment ago is about to ask, and is still answered."""
+        if self._asked and not self._in_head:
+            super().shutdown()
+            return
+        self._is_last = True
+        if not self._asked:
+            self.loop.call_later(_FIRST_REQUEST_S, self._close_if_silent)
+
+    def _close_if_silent(self) -> None:
+        if not self._asked:
+            self.transport.close()
 
     def on_body(self, body: bytes) -> None:
         self._frame_bytes = max(0, self._frame_bytes - _FRAME_PER_BODY_BYTE * len(body))

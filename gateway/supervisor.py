@@ -30,6 +30,7 @@ from gateway.process_tree import (
     end_descendants,
 )
 from gateway.progress import Progress
+from gateway.reload import reloaded
 from gateway.start_checks import check_memory, check_models, listen, listen_for_admins
 from gateway.start_failed import StartFailed
 from gateway.start_hosts import forget_progress, start_hosts, start_ray
@@ -53,9 +54,13 @@ class ServeOptions:
 
 
 def serve(options: ServeOptions) -> int:
-    """Run until SIGINT or SIGTERM. Returns the process's exit status."""
-    stop = threading.Event()
+    """Run until SIGINT or SIGTERM; SIGUSR1 takes a changed configuration over (``reload``).
+
+    Returns the process's exit status.
+    """
+    stop, reload = threading.Event(), threading.Event()
     _on_signals(stop)
+    signal.signal(signal.SIGUSR1, lambda _number, _frame: reload.set())
     adopt_orphans()
     progress = Progress(STEPS)
     status = 0
@@ -63,7 +68,7 @@ def serve(options: ServeOptions) -> int:
     with contextlib.ExitStack() as stack:
         stack.callback(lambda: left.append(_end_leftovers()))
         try:
-            _start_and_watch(options, progress, stack, stop)
+            _start_and_watch(options, progress, stack, stop, reload)
         except Interrupted:
             pass
         except (StartFailed, CoeError) as error:
@@ -105,6 +110,7 @@ def _start_and_watch(
     progress: Progress,
     stack: contextlib.ExitStack,
     stop: threading.Event,
+    reload: threading.Event,
 ) -> None:
     with progress.step("checking configuration, port, memory and models"):
         config = load_config(options.config)
@@ -143,6 +149,9 @@ def _start_and_watch(
     print_ready(config, listener.getsockname(), admin, state)
     own = child_pids()
     while not stop.wait(1.0):
+        if reload.is_set():
+            reload.clear()
+            config = reloaded(config, options.config, workers)
         workers.keep_alive()
         bury_orphans(own | workers.pids)
         if store is not None:

@@ -26,6 +26,7 @@ from gateway.http_protocol import ConnectionLimits
 from gateway.serving import server_config, spare_what_was_loaded
 from gateway.telemetry import JsonFormatter
 from gateway.wiring import Parts, admin_application, application, open_parts
+from gateway.worker_processes import READY_FD_ENV
 
 
 async def run(
@@ -39,8 +40,27 @@ async def run(
     async with open_parts(config, redis_url) as parts:
         server = uvicorn.Server(_server_config(application(parts), config))
         spare_what_was_loaded()
+        _leave_when_relieved(server, config)
         async with _beside(admin_listener, parts):
+            _say_ready()
             await server.serve(sockets=[listener])
+
+
+def _leave_when_relieved(server: uvicorn.Server, config: Config) -> None:
+    """Another worker has taken over: accept nothing more, and finish what has begun."""
+
+    def leave() -> None:
+        server.config.timeout_graceful_shutdown = config.gateway.limits.request_timeout_ms // 1000
+        server.should_exit = True
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, leave)
+
+
+def _say_ready() -> None:
+    """To whoever started us and waits for it. Connections made from now on are answered."""
+    if (descriptor := os.environ.pop(READY_FD_ENV, None)) is not None:
+        os.write(int(descriptor), b"1")
+        os.close(int(descriptor))
 
 
 @contextlib.asynccontextmanager

@@ -33,16 +33,24 @@ def post(body: bytes) -> bytes:
 
 @asynccontextmanager
 async def limited(gateway: Gateway) -> AsyncIterator[tuple[str, int]]:
+    async with limited_server(gateway) as (address, _):
+        yield address
+
+
+@asynccontextmanager
+async def limited_server(
+    gateway: Gateway, limits: ConnectionLimits = SMALL
+) -> AsyncIterator[tuple[tuple[str, int], EmbeddedServer]]:
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8_192)  # connections inherit it
     server = EmbeddedServer(gateway.app)
     server.config = uvicorn.Config(
-        gateway.app, http=protocol_with(SMALL), ws="none", loop="none", log_config=None
+        gateway.app, http=protocol_with(limits), ws="none", loop="none", log_config=None
     )
     task = asyncio.create_task(server.serve(sockets=[listener]))
     await server.ready.wait()
     try:
-        yield listener.getsockname()
+        yield listener.getsockname(), server
     finally:
         server.should_exit = True
         await task
@@ -183,3 +191,23 @@ async def test_a_stream_that_nobody_reads_is_ended_at_the_expert_too(tmp_path: P
     (journal,) = gateway.journals
     assert journal.outcome == "client_closed"
     assert 0 < journal.stages[0].usage.output_tokens < 30_000
+
+
+async def test_who_has_just_connected_when_the_server_ends_is_still_answered(
+    tmp_path: Path,
+) -> None:
+    """Pain 24: what the old worker accepted in its last moment is not lost with it."""
+    gateway = make_gateway(tmp_path, [spec("echo", "echo")])
+    async with limited_server(gateway, ConnectionLimits()) as (address, server):
+        asked, silent = [await asyncio.open_connection(*address) for _ in range(2)]
+        await eventually(lambda: len(server.server_state.connections) == 2)
+        server.should_exit = True
+        await eventually(lambda: not any(one.is_serving() for one in server.servers))
+        asked[1].write(post(BODY))
+        async with asyncio.timeout(5):
+            answer = await _read(asked[0])
+            assert await _read(silent[0]) == b"", "and is not waited for forever"
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"hello" in answer
+    for _, writer in (asked, silent):
+        writer.close()

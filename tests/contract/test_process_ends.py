@@ -77,7 +77,7 @@ import sys, time
 from pathlib import Path
 from gateway import supervisor
 
-def start(options, progress, stack, stop):
+def start(options, progress, stack, stop, reload):
     stack.callback(print, "cleaned", flush=True)
     if sys.argv[1] == "failing":
         stack.callback(time.sleep, 0.5)

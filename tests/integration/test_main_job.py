@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -269,6 +270,39 @@ def test_choices_seed_and_stop_are_the_engine_s(client: openai.OpenAI) -> None:
     assert (cut.message.content or "") == whole[: whole.index(stop)]
     assert cut.finish_reason == "stop"
     assert (cut.model_extra or {})["stop_reason"] == stop, "the engine's own, passed on"
+
+
+def test_log_probabilities_are_the_engine_s(client: openai.OpenAI) -> None:
+    body = ask(PROMPTS["general"], logprobs=True, top_logprobs=2)
+    answer = client.chat.completions.create(model="general", **body)
+    (choice,) = answer.choices
+    assert choice.logprobs is not None
+    assert answer.usage is not None
+    tokens = choice.logprobs.content or []
+    assert len(tokens) == answer.usage.completion_tokens
+    assert b"".join(bytes(t.bytes or ()) for t in tokens).decode() == choice.message.content
+    assert all(len(token.top_logprobs) == 2 and token.logprob <= 0 for token in tokens)
+    chunks = list(client.chat.completions.create(model="general", stream=True, **body))
+    streamed = [c.choices[0].logprobs for c in chunks if c.choices and c.choices[0].logprobs]
+    assert [t.token for one in streamed for t in one.content or ()] == [t.token for t in tokens]
+
+
+def test_a_schema_binds_the_engine(client: openai.OpenAI) -> None:
+    fields = {"city": {"type": "string", "maxLength": 12}, "rooms": {"type": "integer"}}
+    schema = {"type": "object", "properties": fields, "required": ["city", "rooms"]}
+    answer = client.chat.completions.create(
+        model="general",  # which would answer in prose
+        messages=[{"role": "user", "content": "Tell me about a hotel in Rome."}],
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "hotel", "schema": schema | {"additionalProperties": False}},
+        },
+        max_tokens=100,
+        temperature=0,
+    )
+    said = json.loads(answer.choices[0].message.content or "")
+    assert set(said) == {"city", "rooms"}
+    assert isinstance(said["rooms"], int)
 
 
 def test_sigterm_ends_every_process(stack: Stack) -> None:

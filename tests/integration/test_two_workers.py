@@ -6,10 +6,12 @@ import json
 import os
 import signal
 import socket
+import threading
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import psutil
 import pytest
 
 from deployments.embedded_valkey import EmbeddedValkey
+from gateway.start_failed import StartFailed
 from gateway.worker_processes import Workers
 
 SMALL = "version: 1\ndefault: small\ncaps: {cost_usd: 0.01}\n"
@@ -26,6 +29,7 @@ EXPERT = {
     "price": {"input_usd_per_mtok": 1, "output_usd_per_mtok": 2},
     "context_tokens": 4096,
 }
+SLOW = {**EXPERT, "source": {"scripted": "tokens?count=150&pace_ms=100"}}  # 15 s
 SWITCH_S = 1.0
 
 
@@ -97,7 +101,7 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running
     (tmp_path / "policies").mkdir()
     (tmp_path / "policies" / "auto.yaml").write_text(SMALL)
     config = {
-        "experts": {"small": EXPERT, "large": EXPERT},
+        "experts": {"small": EXPERT, "large": EXPERT, "slow": SLOW},
         "policies": {"dir": "policies"},
     }
     (tmp_path / "coe.yaml").write_text(json.dumps(config))
@@ -179,3 +183,67 @@ def _listens(pid: int, listener: socket.socket) -> bool:
     port = listener.getsockname()[1]
     held = psutil.Process(pid).net_connections("tcp4")
     return any(one.laddr.port == port and one.status == "LISTEN" for one in held)
+
+
+class Callers:
+    """Asks all the time, each time over a connection of its own; notes what came of it."""
+
+    def __init__(self, running: Running) -> None:
+        self._address = running.listener.getsockname()
+        self._stop = threading.Event()
+        self.came: Counter[int | str] = Counter()
+        self._threads = [threading.Thread(target=self._ask_on) for _ in range(3)]
+
+    def ask(self, model: str, **more: Any) -> HTTPResponse:
+        connection = HTTPConnection(*self._address, timeout=60)
+        body = {"model": model, "messages": [{"role": "user", "content": "x"}], **more}
+        headers = {"connection": "close"}
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+        return connection.getresponse()
+
+    def _ask_on(self) -> None:
+        while not self._stop.is_set():
+            try:
+                with self.ask("small") as answer:
+                    answer.read()
+                    self.came[answer.status] += 1
+            except OSError as error:
+                self.came[repr(error)] += 1
+
+    def __enter__(self) -> Callers:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def test_pain_24_an_expert_is_added_without_a_restart(running: Running, tmp_path: Path) -> None:
+    running.one_connection_each()
+    before, file = running.workers.pids, tmp_path / "coe.yaml"
+    config = json.loads(file.read_text())
+    with Callers(running) as callers:
+        assert callers.ask("extra").status == 404
+        slow = callers.ask("slow", stream=True)
+        assert slow.readline().startswith(b"data: ")  # begun, and far from its end
+        file.write_text(json.dumps({**config, "experts": {**config["experts"], "extra": EXPERT}}))
+        running.workers.relieve()
+        deadline = time.monotonic() + 10
+        while {callers.ask("extra").status for _ in range(8)} != {200}:  # the old ones look up
+            assert time.monotonic() < deadline, "an old worker still accepts"
+        file.write_text(json.dumps({**config, "experts": {"small": {"sauce": "typo"}}}))
+        with pytest.raises(StartFailed, match="new gateway worker"):
+            running.workers.relieve()
+        assert [callers.ask("extra").status for _ in range(8)] == [200] * 8
+        assert slow.read().endswith(b"data: [DONE]\n\n"), "what had begun was finished"
+    assert set(callers.came) == {200}, callers.came
+    deadline = time.monotonic() + 30
+    while before & running.workers.pids:
+        assert time.monotonic() < deadline, "the old workers do not end"
+        running.workers.keep_alive()
+        time.sleep(0.1)
+    assert len(running.workers.pids) == 2
+    assert "\ncoe_workers 2.0" in running.scrape()
