@@ -190,6 +190,16 @@ async def test_the_gateways_client_tells_outcomes_apart(hosts: Hosts) -> None:
         await client.aclose()
 
 
+class CountedMoves(MoveLog):
+    """Tells when a move has wholly ended: a pool changes before its host has answered."""
+
+    kept = 0
+
+    async def append(self, move: MoveRecord) -> None:
+        await super().append(move)
+        self.kept += 1
+
+
 class Worker:
     """One gateway worker's part in placement."""
 
@@ -197,13 +207,14 @@ class Worker:
         self.counted: list[tuple[str, str]] = []
         self.directory = HostDirectory(HostRegistry(store))
         self.commands = HostCommands(token=lambda: TOKEN)
+        self.moves = CountedMoves(store)
         loop = asyncio.get_running_loop()
         self.task = PlacementTask(
             PlacementPlanner(FAST),
             StoreLease(store, "placement", owner=name),
             hosts=self.directory,
             commands=self.commands,
-            moves=MoveLog(store),
+            moves=self.moves,
             count=lambda kind, outcome: self.counted.append((kind, outcome)),
             now_ms=lambda: loop.time() * 1000,
             wall_ms=lambda: 1,
@@ -227,6 +238,7 @@ async def test_one_of_two_workers_moves_until_every_expert_has_its_place(
     async with host.driver.lease("a", request_id="r"):  # keeps a sixteenth of its slot busy
         await eventually(lambda: hosts["h2"][1].in_pool == {"a"})
         await eventually(lambda: hosts["h1"][1].in_pool == {"a", "b"})
+        await eventually(lambda: sum(worker.moves.kept for worker in workers) == 2)
     for worker in workers:
         await worker.aclose()
     assert sorted(worker.counted for worker in workers) == [[], [("pool", "done")] * 2]
