@@ -49,6 +49,7 @@ caps: {{stages: 1, cost_usd: 1.0, deadline_ms: 60000}}
 max_output_tokens_default: 256
 """
 READY_S = 60.0
+_PAIRS = 6  # phases through the gateway and through the peer, in turns
 PATH = "/v1/chat/completions"
 
 Call = Callable[[str], Awaitable[float]]
@@ -152,21 +153,28 @@ async def _with_peer(stack: contextlib.ExitStack, options: argparse.Namespace) -
         "vllm_router_p50_ms": _p(peer_ms, 50),
         "p50_over_vllm_router": round(_p(gateway_ms, 50) / _p(peer_ms, 50), 3),
         "vllm_router_rps_c64": rps[1],
-        "rps_vs_vllm_router": round(rps[0] / rps[1], 3),
+        "rps_beside_vllm_router": rps[0],
+        "rps_vs_vllm_router": round(statistics.median(rps[2]), 3),
+        "rps_vs_vllm_router_by_pair": rps[2],
         "vllm_router_streams_per_s_c32": streams[1],
-        "streams_vs_vllm_router": round(streams[0] / streams[1], 3),
+        "streams_vs_vllm_router": round(statistics.median(streams[2]), 3),
+        "streams_vs_vllm_router_by_pair": streams[2],
     }
 
 
 async def _in_turns(
     call: Call, urls: tuple[str, str], concurrency: int, seconds: float
-) -> tuple[float, float]:
-    """Calls per second on either path: two phases each, so that a drift falls on both."""
+) -> tuple[float, float, list[float]]:
+    """Calls per second on either path, and the first's share of the second's in each pair of
+    phases. Every other pair goes the other way round, so that a drift falls on both.
+    """
     rates: tuple[list[float], list[float]] = ([], [])
-    for _ in range(2):
-        for url, found in zip(urls, rates, strict=True):
-            found.append((await _rate(call, url, concurrency, seconds / 2))[0])
-    return statistics.mean(rates[0]), statistics.mean(rates[1])
+    for pair in range(_PAIRS):
+        for one in (0, 1) if pair % 2 == 0 else (1, 0):
+            rate, _ = await _rate(call, urls[one], concurrency, 2 * seconds / _PAIRS)
+            rates[one].append(rate)
+    ratios = [round(a / b, 3) for a, b in zip(*rates, strict=True)]
+    return statistics.median(rates[0]), statistics.median(rates[1]), ratios
 
 
 async def _with_router(stack: contextlib.ExitStack, options: argparse.Namespace) -> dict[str, Any]:
@@ -453,6 +461,7 @@ def _gateway_app(options: argparse.Namespace) -> Any:
     from gateway.app import Readiness, create_app
     from gateway.backends import BackendPool
     from gateway.metrics import Metrics
+    from gateway.random_ids import RandomIds
     from gateway.service import Clock, ServiceLimits, build_service
     from gateway.telemetry import log_request
     from policies.live import PolicyWatcher
@@ -486,7 +495,7 @@ def _gateway_app(options: argparse.Namespace) -> Any:
         experts=pool,
         limits=ServiceLimits(),
         clock=Clock(lambda: time.monotonic() * 1000, lambda: int(time.time() * 1000)),
-        new_id=lambda: secrets.token_hex(16),
+        new_id=RandomIds("dec-"),
         gate=_gate() if options.keys else None,
         observers=(metrics.observe, log_request),
     )

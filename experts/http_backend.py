@@ -63,12 +63,11 @@ class HttpBackend:
             ExpertFailed, HostLost, UpstreamTimeout, and the capacity errors a host answers with.
         """
         try:
-            async with asyncio.timeout(call.timeout_ms / 1000.0):
-                response = await self._post(call, stream=False)
-                try:
-                    body = await self._read_bounded(call, response, self._limits.reply_bytes_max)
-                finally:
-                    response.close()
+            response = await self._post(call, stream=False, within_ms=call.timeout_ms)
+            try:
+                body = await self._read_bounded(call, response, self._limits.reply_bytes_max)
+            finally:
+                response.close()
         except TimeoutError as error:
             raise self._timeout(call, error, "total", call.timeout_ms) from error
         except OSError as error:
@@ -82,8 +81,8 @@ class HttpBackend:
         started_s = loop.time()
         limit_ms = min(call.first_token_timeout_ms, call.timeout_ms)
         try:
-            async with asyncio.timeout(limit_ms / 1000.0):
-                response = await self._post(call, stream=True)
+            response = await self._post(call, stream=True, within_ms=limit_ms)
+            response.until(None)  # from here on it is the watchdog's
         except TimeoutError as error:
             raise self._timeout(call, error, "first token", limit_ms) from error
         except OSError as error:
@@ -124,14 +123,16 @@ class HttpBackend:
             return UpstreamTimeout(call.expert, "connect", self._limits.connect_timeout_ms)
         return UpstreamTimeout(call.expert, phase, limit_ms)
 
-    async def _post(self, call: ExpertCall, *, stream: bool) -> HttpResponse:
+    async def _post(self, call: ExpertCall, *, stream: bool, within_ms: float) -> HttpResponse:
         body = {**call.body, "model": self._upstream_model or call.expert}
         if call.endpoint is not Endpoint.EMBEDDINGS:
             body["stream"] = stream
         if self._pool is None:
             self._pool = HttpPool(self._base_url, self._limits)
         payload = msgspec.json.encode(body)
-        response = await self._pool.post(call.endpoint.value, self._headers(call), payload)
+        response = await self._pool.post(
+            call.endpoint.value, self._headers(call), payload, within_s=within_ms / 1000.0
+        )
         try:
             # A redirect is not followed: it would carry the bearer token elsewhere.
             if response.status >= 300:

@@ -36,6 +36,7 @@ class HttpResponse:
         "_error",
         "_loop",
         "_parts",
+        "_timer",
         "_waiter",
         "complete",
         "has_head",
@@ -52,7 +53,8 @@ class HttpResponse:
         self._loop = loop
         self._parts: list[bytes] = []
         self._buffered_bytes = 0
-        self._error: ConnectionError | None = None
+        self._error: OSError | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     async def head(self) -> None:
@@ -60,6 +62,7 @@ class HttpResponse:
 
         Raises:
             ConnectionError: the connection ended first.
+            TimeoutError: the time given by ``until`` ended first.
         """
         while not self.has_head:
             if self._error is not None:
@@ -71,6 +74,7 @@ class HttpResponse:
 
         Raises:
             ConnectionError: the connection ended within the body.
+            TimeoutError: the time given by ``until`` did.
         """
         while not self._parts:
             if self._error is not None:
@@ -84,8 +88,19 @@ class HttpResponse:
         self._connection.resume_reading()
         return data
 
+    def until(self, when_s: float | None) -> None:
+        """Fail at this time of the loop's clock, wherever the answer is then; None: never.
+
+        One timer and no task to cancel: this stands in the way of every request, and
+        ``asyncio.timeout`` would cost as much as parsing the answer.
+        """
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if when_s is None else self._loop.call_at(when_s, self._overrun)
+
     def close(self) -> None:
         """Give the connection back; before the end of the answer, cut it. May be called again."""
+        self.until(None)
         self._connection.finish(self)
 
     # --- the connection's side -------------------------------------------------------------------
@@ -97,7 +112,7 @@ class HttpResponse:
         self.wake()
         return self._buffered_bytes > BUFFER_BYTES_HIGH
 
-    def fail(self, error: ConnectionError) -> None:
+    def fail(self, error: OSError) -> None:
         if self._error is None and not self.complete:
             self._error = error
             self.wake()
@@ -105,6 +120,10 @@ class HttpResponse:
     def wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def _overrun(self) -> None:
+        self._timer = None
+        self.fail(TimeoutError("the time for the answer is over"))
 
     async def _news(self) -> None:
         self._waiter = self._loop.create_future()

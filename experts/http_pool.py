@@ -15,7 +15,7 @@ from aiohappyeyeballs import start_connection
 
 from experts.http_connection import HttpConnection, HttpResponse
 
-__all__ = ["ConnectTimeout", "HttpPool", "PoolLimits"]
+__all__ = ["ConnectTimeout", "HttpPool", "PoolFull", "PoolLimits"]
 
 _NOT_IN_A_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _NEXT_ADDRESS_S = 0.25  # RFC 8305: how long an address may be silent before the next is tried
@@ -38,6 +38,10 @@ class PoolLimits:
 
 class ConnectTimeout(TimeoutError):
     """No connection within ``connect_timeout_ms``."""
+
+
+class PoolFull(TimeoutError):
+    """Every connection stayed in use for as long as the request could wait."""
 
 
 class HttpPool:
@@ -71,23 +75,29 @@ class HttpPool:
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
 
-    async def post(self, path: str, headers: Mapping[str, str], body: bytes) -> HttpResponse:
+    async def post(
+        self, path: str, headers: Mapping[str, str], body: bytes, *, within_s: float
+    ) -> HttpResponse:
         """Send, and wait for status and headers. The caller has to close the response.
 
-        Nothing is sent twice: a kept connection that turns out to be closed is an error, because
-        the other side may have read the request.
+        ``within_s`` holds from here to the response's end, unless its ``until`` is moved. Nothing
+        is sent twice: a kept connection that turns out to be closed is an error, because the other
+        side may have read the request.
 
         Raises:
+            PoolFull: all connections were in use, and none came free within that time.
             ConnectTimeout: no connection in time.
+            TimeoutError: no status and headers in time.
             OSError: no connection, or it ended before an answer.
         """
+        until_s = self._loop.time() + within_s
         request = self._head(path, headers, len(body)) + body
-        await self._free.acquire()
-        connection: HttpConnection | None = None
+        await self._take_place(until_s)
         response: HttpResponse | None = None
         try:
-            connection = self._kept() or await self._connect()
+            connection = self._kept() or await self._connect(until_s)
             response = connection.send(request)
+            response.until(until_s)
             await response.head()
         except BaseException:  # also a cancelled caller's: no connection stays behind
             if response is not None:
@@ -116,6 +126,17 @@ class HttpPool:
             f"content-length: {length}\r\n\r\n"
         ).encode()
 
+    async def _take_place(self, until_s: float) -> None:
+        if not self._free.locked():
+            await self._free.acquire()  # at once
+            return
+        try:
+            async with asyncio.timeout_at(until_s):
+                await self._free.acquire()
+        except TimeoutError as error:
+            limit = self._limits.connections_max
+            raise PoolFull(f"all {limit} connections were in use until then") from error
+
     def _kept(self) -> HttpConnection | None:
         """The connection that was used last, so that those beyond the need age and are closed."""
         oldest_s = self._loop.time() - self._limits.keepalive_s
@@ -126,14 +147,15 @@ class HttpPool:
             connection.abort()
         return None
 
-    async def _connect(self) -> HttpConnection:
+    async def _connect(self, until_s: float) -> HttpConnection:
         if self._closed:
             raise ConnectionAbortedError("the pool is closed")
         connection = HttpConnection(self._loop, free=self._on_free, lost=self._open.discard)
         self._open.add(connection)
         limit_s = self._limits.connect_timeout_ms / 1000.0
+        own_limit = self._loop.time() + limit_s < until_s
         try:
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout(limit_s) if own_limit else asyncio.timeout_at(until_s):
                 addresses = await self._loop.getaddrinfo(
                     self._host, self._port, type=socket.SOCK_STREAM
                 )
@@ -148,7 +170,7 @@ class HttpPool:
                 )
         except BaseException as error:
             self._open.discard(connection)
-            if isinstance(error, TimeoutError):
+            if own_limit and isinstance(error, TimeoutError):
                 raise ConnectTimeout(f"no connection within {limit_s} s") from error
             raise
         return connection

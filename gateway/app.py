@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from gateway.headers import RequestIds, request_id_of
 from gateway.metrics import Metrics
 from gateway.models_http import add_models
 from gateway.openai_http import AnswerEndpoint, KeepAlive, RouteEndpoint
+from gateway.random_ids import RandomIds
 from gateway.responses_http import ResponsesDialect
 from gateway.service import GatewayService
 from gateway.state.feedback import FeedbackStore
@@ -63,10 +63,12 @@ def create_app(
     limits: HttpLimits | None = None,
     readiness: Callable[[], Awaitable[Readiness]],
     lifespan: Lifespan | None = None,
-    new_id: Callable[[], str] = lambda: secrets.token_hex(16),
+    new_id: Callable[[], str] | None = None,
     feedback: FeedbackStore | None = None,
 ) -> FastAPI:
-    """Build the application. ``feedback`` None: nobody takes any."""
+    """Build the application. ``feedback`` None: nobody takes any. ``new_id``: of requests that
+    come without one; random ones unless given.
+    """
     bounds = limits or HttpLimits()
     app = FastAPI(title="CoE Gateway", lifespan=lifespan, openapi_url=None)
     hot = _hot_endpoints(service, bounds.keep_alive)
@@ -86,7 +88,7 @@ def create_app(
         on_change=metrics.set_in_flight,
     )
     app.add_middleware(ResponseCounter, count=metrics.count_response)
-    app.add_middleware(RequestIds, new_id=new_id)
+    app.add_middleware(RequestIds, new_id=new_id or RandomIds())
     return app
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -58,7 +58,7 @@ class Lease:
 
     backend: Backend
     host: str = ""
-    until_moved: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
+    until_moved: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 class BackendPool:

@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -139,7 +139,7 @@ class Caller:
         while True:
             lease, passage = await tries.next()
             try:
-                async with tries.until_moved(lease):
+                with tries.until_moved(lease):
                     reply = await lease.backend.complete(tries.call_now())
             except MovedElsewhere:
                 tries.moved(lease, passage)
@@ -167,7 +167,7 @@ class Caller:
             lease, passage = await tries.next()
             stack = AsyncExitStack()
             try:
-                async with tries.until_moved(lease):
+                with tries.until_moved(lease):
                     stream = await stack.enter_async_context(lease.backend.stream(tries.call_now()))
                     opened = OpenStage(stream, stack, passage, lease.host)
                     batches = opened.batches()
@@ -255,7 +255,7 @@ class _Tries:
             reason = "its circuit breaker is open after failures"
             raise self._last or HostUnavailable(self._spec.id, wait_ms, reason)
 
-    def until_moved(self, lease: Lease) -> AbstractAsyncContextManager[None]:
+    def until_moved(self, lease: Lease) -> AbstractContextManager[None]:
         """The context to await the answer's beginning in."""
         return lease.until_moved() if len(self._left) < MOVES_MAX else nullcontext()
 

@@ -31,11 +31,12 @@ class ClientWatch:
         self._done = False
 
     async def __aenter__(self) -> ClientWatch:
-        task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
         assert task is not None, "a coroutine always runs in a task under asyncio"
         self._task = task
         self._watcher: asyncio.Task[None] | None = None
-        self._timer = asyncio.get_running_loop().call_later(_GRACE_S, self._begin)
+        self._timer = loop.call_later(_GRACE_S, self._begin)
         return self
 
     async def __aexit__(

@@ -19,6 +19,8 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from gateway.joined_writes import JoinedWrites
+
 __all__ = ["BoundedHttpProtocol", "ConnectionLimits", "protocol_with"]
 
 # The frame of a body sent byte by byte ("1", CR LF, the byte, CR LF), with room to spare.
@@ -63,6 +65,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._in_head = self._in_body = self._refused = False
         self._head_bytes = 0
+        self._piece_bytes = 0  # of the read that is being parsed
         self._asked = False  # a request has begun to arrive, once
         self._is_last = False  # the server ends: one request at most is still taken
         self._frame_bytes = 0  # since the head, beyond what the body's own bytes account for
@@ -70,7 +73,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(JoinedWrites(transport, self.loop))
         if len(self.connections) > self.limits.connections:
             self._refuse(503, "too_many_connections")
         else:
@@ -88,6 +91,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return
         if self._in_body:
             self._frame_bytes += len(data)
+        self._piece_bytes = len(data)
         super().data_received(data)
         if self._in_head:
             self._head_bytes += len(data)
@@ -113,12 +117,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        at_most = self._head_bytes + self._piece_bytes
         self._in_head, self._in_body = False, True
         self._head_bytes = self._frame_bytes = 0
         self._arrived()
-        # A large head that came in one piece has not been counted.
-        sent = sum(len(name) + len(value) for name, value in self.headers) + len(self.url)
-        if sent > self.limits.header_bytes:
+        if at_most > self.limits.header_bytes and self._sent_bytes() > self.limits.header_bytes:
             self._refuse(431, "headers_too_large")
             return
         super().on_headers_complete()
@@ -148,6 +151,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._arrived()
         if not self._refused:
             super().on_message_complete()
+
+    def _sent_bytes(self) -> int:
+        """The head's size, whether or not some of the body came in the same piece."""
+        return sum(len(name) + len(value) for name, value in self.headers) + len(self.url)
 
     def _is_idle(self) -> bool:
         return self._in_head or self.cycle is None or self.cycle.response_complete

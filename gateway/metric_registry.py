@@ -13,8 +13,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from gateway.metric_batches import HistogramByBucket, SummaryOfMany
 
 __all__ = [
     "CHILDREN_MAX",
@@ -30,7 +32,8 @@ FOLDER_ENV = "PROMETHEUS_MULTIPROC_DIR"
 CHILDREN_MAX = 5_000
 OTHER = "other"
 
-M = TypeVar("M", Counter, Gauge, Histogram, Summary)
+M = TypeVar("M", Counter, Gauge, HistogramByBucket, SummaryOfMany)
+C = TypeVar("C")
 
 
 def rendered(registry: CollectorRegistry, environ: Mapping[str, str] = os.environ) -> bytes:
@@ -60,27 +63,30 @@ def forget_worker(pid: int, folder: Path) -> None:
     mark_process_dead(pid, path=str(folder))  # type: ignore[no-untyped-call]
 
 
-class Labelled(Generic[M]):
+class Labelled(Generic[M, C]):
     """A metric with labels: children are looked up once, and there are never too many of them.
 
-    ``labels`` locks and builds strings at each call, hence the table. From ``children_max`` on,
-    new combinations of values count as ``other``, and ``overflowed`` is told the metric's name:
-    whatever a label is made of, memory and scrapes stay bounded.
+    ``of_child`` makes what callers get of each child: itself, or what batches its numbers. The
+    library's ``labels`` locks and builds strings at each call, hence the table. From
+    ``children_max`` on, new combinations of values count as ``other``, and ``overflowed`` is told
+    the metric's name: whatever a label is made of, memory and scrapes stay bounded.
     """
 
     def __init__(
         self,
         metric: M,
+        of_child: Callable[[M], C],
         *,
         children_max: int = CHILDREN_MAX,
         overflowed: Callable[[str], None] = lambda _name: None,
     ) -> None:
         self._metric: M = metric
-        self._children: dict[tuple[str, ...], M] = {}
+        self._of_child: Callable[[M], C] = of_child
+        self._children: dict[tuple[str, ...], C] = {}
         self._children_max = children_max
         self._overflowed = overflowed
 
-    def __call__(self, *values: str) -> M:
+    def __call__(self, *values: str) -> C:
         child = self._children.get(values)
         return self._added(values) if child is None else child
 
@@ -91,11 +97,12 @@ class Labelled(Generic[M]):
         """Every combination of values seen so far."""
         return frozenset(self._children)
 
-    def _added(self, values: tuple[str, ...]) -> M:
+    def _added(self, values: tuple[str, ...]) -> C:
         if len(self._children) >= self._children_max:
             self._overflowed(self._metric._name)
             values = (OTHER,) * len(values)
             if (folded := self._children.get(values)) is not None:
                 return folded
-        child = self._children[values] = self._metric.labels(*values) if values else self._metric
+        metric = self._metric.labels(*values) if values else self._metric
+        child = self._children[values] = self._of_child(metric)
         return child

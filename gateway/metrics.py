@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from experts.types import MICRO_USD_PER_USD
 from gateway.http_errors import row_for
 from gateway.journal import Journal, StageNote
+from gateway.metric_batches import Added, HistogramByBucket, MetricBatches, Observed, SummaryOfMany
 from gateway.metric_registry import Labelled, rendered, total_of
 
 __all__ = ["Metrics"]
@@ -31,6 +32,7 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
+        self._batches = MetricBatches()
         self._add_counters()
         self._add_times()
         self._add_policies()
@@ -66,29 +68,29 @@ class Metrics:
         )
         self._tokens = counter("coe_tokens", "Tokens of all stages", ["expert", "direction"])
         self._cost = counter("coe_cost_usd", "Cost of all stages", ["expert"])
-        self._dearest = Counter(
+        self._dearest = counter(
             "coe_dearest_cost_usd",
             "What the catalogue's dearest expert would have charged for the answers",
-            registry=self.registry,
-        )
-        self._saved = Gauge(
-            "coe_saved_usd",
-            "Dearest expert's charge less the cost; falls when drafts cost more than they save",
-            registry=self.registry,
-            multiprocess_mode="sum",
+            [],
+        )()
+        self._saved = self._batches.added(
+            Gauge(
+                "coe_saved_usd",
+                "Dearest expert's charge less the cost; falls when drafts cost more than they save",
+                registry=self.registry,
+                multiprocess_mode="sum",
+            )
         )
 
     def _add_times(self) -> None:
         histogram = self.histogram
-        self._router = Histogram(
-            "coe_router_seconds", "Classification", buckets=_FAST_S, registry=self.registry
-        )
-        self._overhead = Histogram(
+        self._router = histogram("coe_router_seconds", "Classification", [], buckets=_FAST_S)()
+        self._overhead = histogram(
             "coe_overhead_seconds",
             "What the gateway itself took: a request's time less that of its experts' calls",
+            [],
             buckets=_FAST_S,
-            registry=self.registry,
-        )
+        )()
         self._queue = histogram("coe_queue_seconds", "Wait at the host", ["expert"])
         self._swap = histogram("coe_swap_seconds", "Swap waited for", ["expert"])
         self._engine_first = histogram(
@@ -123,12 +125,13 @@ class Metrics:
             children_max=_VERSIONS_MAX,
         )
         self._policy_seconds = Labelled(
-            Summary(
+            SummaryOfMany(
                 "coe_policy_request_seconds",
                 "Arrival to the end by version of the policy",
                 labels,
                 registry=self.registry,
             ),
+            self._batches.summed,
             children_max=_VERSIONS_MAX,
             overflowed=self._count_overflow,
         )
@@ -137,17 +140,26 @@ class Metrics:
 
     def counter(
         self, name: str, text: str, labels: Sequence[str], *, children_max: int = 5_000
-    ) -> Labelled[Counter]:
+    ) -> Labelled[Counter, Added]:
         """A counter with a bounded number of children."""
         metric = Counter(name, text, labels, registry=self.registry)
-        return Labelled(metric, children_max=children_max, overflowed=self._count_overflow)
+        return Labelled(
+            metric,
+            self._batches.added,
+            children_max=children_max,
+            overflowed=self._count_overflow,
+        )
 
-    def histogram(self, name: str, text: str, labels: Sequence[str]) -> Labelled[Histogram]:
-        """A histogram of seconds, for what an expert or its host takes."""
-        metric = Histogram(name, text, labels, buckets=_SLOW_S, registry=self.registry)
-        return Labelled(metric, overflowed=self._count_overflow)
+    def histogram(
+        self, name: str, text: str, labels: Sequence[str], *, buckets: Sequence[float] = _SLOW_S
+    ) -> Labelled[HistogramByBucket, Observed]:
+        """A histogram of seconds; the buckets are for what an expert or its host takes."""
+        metric = HistogramByBucket(name, text, labels, buckets=buckets, registry=self.registry)
+        return Labelled(metric, self._batches.observed, overflowed=self._count_overflow)
 
-    def gauge(self, name: str, text: str, labels: Sequence[str], mode: str) -> Labelled[Gauge]:
+    def gauge(
+        self, name: str, text: str, labels: Sequence[str], mode: str
+    ) -> Labelled[Gauge, Gauge]:
         """``mode``: how the values of several workers become one, as the library names it."""
         metric = Gauge(
             name,
@@ -156,7 +168,7 @@ class Metrics:
             registry=self.registry,
             multiprocess_mode=mode,  # type: ignore[arg-type]  # one of a Literal's words
         )
-        return Labelled(metric, overflowed=self._count_overflow)
+        return Labelled(metric, lambda gauge: gauge, overflowed=self._count_overflow)
 
     def _count_overflow(self, metric: str) -> None:
         self._overflows.labels(metric).inc()
@@ -186,12 +198,18 @@ class Metrics:
             self._observe_money(journal)
         self._observe_times(journal)
 
+    def flush(self) -> None:
+        """Write what was counted to where scrapes, also other workers', find it."""
+        self._batches.flush()
+
     def render(self) -> bytes:
         """The exposition text, over all workers."""
+        self.flush()
         return rendered(self.registry)
 
     def money(self) -> dict[str, float]:
         """US dollars over all workers: spent, what the dearest expert had charged, saved."""
+        self.flush()
         names = {
             "spent_usd": "coe_cost_usd_total",
             "dearest_usd": "coe_dearest_cost_usd_total",

@@ -6,9 +6,10 @@ Knows neither FastAPI nor Redis nor Ray: what it needs of them comes in as proto
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, Protocol
 
 from experts.catalogue import Catalogue
@@ -90,8 +91,7 @@ class GatewayService:
         self._records = records
         self._observers = tuple(observers)
 
-    @contextmanager
-    def journal(self, endpoint: str, request_id: str) -> Iterator[Journal]:
+    def journal(self, endpoint: str, request_id: str) -> AbstractContextManager[Journal]:
         """A request's journal; closed, recorded and shown to the observers on every way out."""
         journal = Journal(
             request_id=request_id,
@@ -100,26 +100,7 @@ class GatewayService:
             arrived_ms=self._clock.now_ms(),
             wall_ms=self._clock.wall_ms(),
         )
-        # Each request has a task of its own, so nothing has to be put back.
-        CURRENT.set(journal)
-        if self._begin_trace is not None:
-            self._begin_trace(journal)
-        try:
-            yield journal
-        except CoeError as error:
-            journal.outcome, journal.error = "error", error
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            journal.outcome = "client_closed"
-            raise
-        except BaseException:
-            journal.outcome = journal.outcome or "error"
-            raise
-        else:
-            # A stream that failed in mid-air has noted its error already.
-            journal.outcome = journal.outcome or "ok"
-        finally:
-            self._close(journal)
+        return _OpenJournal(journal, self._begin_trace, self._close)
 
     async def authenticate(self, secret: str | None) -> Access:
         """Who asks, by the secret that was sent. Raises AuthenticationFailed."""
@@ -199,6 +180,45 @@ class GatewayService:
             self._records.append(decision_record(journal))
         for observe in self._observers:
             observe(journal)
+
+
+class _OpenJournal:
+    """A journal while its request runs: how that ends is its outcome."""
+
+    __slots__ = ("_begin_trace", "_close", "_journal")
+
+    def __init__(
+        self,
+        journal: Journal,
+        begin_trace: Callable[[Journal], None] | None,
+        close: Callable[[Journal], None],
+    ) -> None:
+        self._journal = journal
+        self._begin_trace = begin_trace
+        self._close = close
+
+    def __enter__(self) -> Journal:
+        # Each request has a task of its own, so nothing has to be put back.
+        CURRENT.set(self._journal)
+        if self._begin_trace is not None:
+            self._begin_trace(self._journal)
+        return self._journal
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        journal = self._journal
+        if isinstance(error, CoeError):
+            journal.outcome, journal.error = "error", error
+        elif isinstance(error, asyncio.CancelledError | GeneratorExit):
+            journal.outcome = "client_closed"
+        else:
+            # A stream that failed in mid-air has noted its error already.
+            journal.outcome = journal.outcome or ("ok" if error is None else "error")
+        self._close(journal)
 
 
 def build_service(

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
 
 from deployments.choose_host import idle_host_for
 from deployments.host_record import HostRecord
@@ -30,6 +31,47 @@ class MovedElsewhere(Exception):
     """
 
 
+class _Wait:
+    """One call from when it is sent until something of its answer is there, as a context.
+
+    ``take_back`` cancels what runs inside, which then ends with MovedElsewhere. A cancellation
+    from elsewhere, also one at the same time, stays what it is: the accounting of
+    ``asyncio.timeout``, without its timer.
+    """
+
+    __slots__ = ("_calls", "_cancelling", "_taken", "_task", "place")
+
+    def __init__(self, calls: dict[_Wait, None], place: tuple[str, str]) -> None:
+        self._calls = calls
+        self.place = place
+        self._taken = False
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "a coroutine always runs in a task under asyncio"
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._calls[self] = None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        del self._calls[self]
+        if not self._taken:
+            return
+        others = self._task.uncancel() > self._cancelling
+        if kind is asyncio.CancelledError and not others:
+            raise MovedElsewhere from error
+
+    def take_back(self) -> None:
+        if not self._taken:
+            self._taken = True
+            self._task.cancel()
+
+
 class WaitingCalls:
     """Single owner of one gateway worker's calls that have received nothing yet.
 
@@ -42,26 +84,14 @@ class WaitingCalls:
     ) -> None:
         self._records = records
         self._wall_ms = wall_ms
-        self._calls: dict[asyncio.Timeout, tuple[str, str]] = {}  # oldest first
+        self._calls: dict[_Wait, None] = {}  # oldest first
 
-    @asynccontextmanager
-    async def waiting(self, host: str, expert: str) -> AsyncIterator[None]:
+    def waiting(self, host: str, expert: str) -> AbstractContextManager[None]:
         """Holds a call from when it is sent until something of its answer is there.
 
         Raises MovedElsewhere, with the call cancelled, when it should go to another host.
         """
-        try:
-            # The deadline is what takes it back: set to now when it should move, else never.
-            async with asyncio.timeout(None) as deadline:
-                self._calls[deadline] = (host, expert)
-                try:
-                    yield
-                finally:
-                    del self._calls[deadline]
-        except TimeoutError:
-            if deadline.expired():
-                raise MovedElsewhere from None
-            raise
+        return _Wait(self._calls, (host, expert))
 
     def look(self) -> None:
         """Take back what would be served sooner elsewhere; to be called when hosts were listed.
@@ -69,12 +99,11 @@ class WaitingCalls:
         Calls for one expert at one host move together, for it is one swap that serves all of them,
         and one host takes the calls for one expert.
         """
-        waiting: dict[tuple[str, str], list[asyncio.Timeout]] = {}
-        for deadline, place in self._calls.items():
-            waiting.setdefault(place, []).append(deadline)
+        waiting: dict[tuple[str, str], list[_Wait]] = {}
+        for call in self._calls:
+            waiting.setdefault(call.place, []).append(call)
         taken: set[str] = set()
-        now_s = asyncio.get_running_loop().time() if waiting else 0.0
-        for (host, expert), deadlines in waiting.items():
+        for (host, expert), calls in waiting.items():
             records = [r for r in self._records(expert) if r.host_id not in taken]
             idle = idle_host_for(records, host, expert, self._wall_ms())
             if idle is None:
@@ -82,7 +111,7 @@ class WaitingCalls:
             taken.add(idle.host_id)
             log.info(
                 "calls go to a host that has fallen idle",
-                extra={"expert": expert, "from_host": host, "calls": len(deadlines)},
+                extra={"expert": expert, "from_host": host, "calls": len(calls)},
             )
-            for deadline in deadlines:
-                deadline.reschedule(now_s)
+            for call in calls:
+                call.take_back()

@@ -33,10 +33,12 @@ from gateway.backends import BackendPool
 from gateway.config import Config
 from gateway.embeddings_backend import EmbedderBackend, embedder_spec
 from gateway.key_lookup import RecentKeys
+from gateway.metric_batches import FlushTask
 from gateway.metrics import Metrics
 from gateway.openai_http import KeepAlive
 from gateway.placement_client import HostCommands
 from gateway.placement_task import PlacementTask
+from gateway.random_ids import RandomIds
 from gateway.service import Clock, GatewayService, ServiceLimits, build_service
 from gateway.state.affinity import SessionMemory
 from gateway.state.breakers import BreakerBoard
@@ -117,6 +119,9 @@ async def open_parts(config: Config, redis_url: str) -> AsyncIterator[Parts]:
         )
         stack.push_async_callback(gate.aclose)
         metrics = Metrics()
+        flushing = FlushTask(metrics.flush)
+        stack.push_async_callback(flushing.aclose)
+        flushing.start()
         tracing = open_tracing("coe-gateway", os.environ)
         begin_trace, observers = None, [metrics.observe, log_request]
         if tracing is not None:
@@ -147,7 +152,7 @@ async def open_parts(config: Config, redis_url: str) -> AsyncIterator[Parts]:
             experts=experts,
             limits=_limits(config),
             clock=clock(),
-            new_id=lambda: f"dec-{secrets.token_hex(16)}",
+            new_id=RandomIds("dec-"),
             gate=gate,
             records=decisions,
             observers=[*observers, sessions.observe],

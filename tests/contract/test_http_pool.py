@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import pytest
@@ -14,7 +14,8 @@ import uvloop
 
 from experts import http_pool
 from experts.http_connection import HttpResponse
-from experts.http_pool import ConnectTimeout, HttpPool, PoolLimits
+from experts.http_pool import ConnectTimeout, HttpPool, PoolFull, PoolLimits
+from tests.contract.gateway_kit import eventually
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi"
 
@@ -92,8 +93,12 @@ async def body_of(response: HttpResponse) -> bytes:
     return parts
 
 
+async def _post(pool: HttpPool, headers: Mapping[str, str], body: bytes) -> HttpResponse:
+    return await pool.post("chat/completions", headers, body, within_s=60.0)
+
+
 async def ask(pool: HttpPool, body: bytes = b"{}") -> bytes:
-    return await body_of(await pool.post("chat/completions", {"x-request-id": "r1"}, body))
+    return await body_of(await _post(pool, {"x-request-id": "r1"}, body))
 
 
 async def test_a_request_is_written_as_it_should_be() -> None:
@@ -179,7 +184,7 @@ async def test_a_connection_that_was_closed_while_idle_is_not_used() -> None:
         assert await ask(pool) == b"hi"
         await server.gone.acquire()
         server.gone.release()
-        await asyncio.sleep(0.01)  # the news travels through the kernel
+        await eventually(lambda: not pool._open)  # the news travels through the kernel
         assert await ask(pool) == b"hi"
         assert server.connections == 2
 
@@ -188,7 +193,7 @@ async def test_an_idle_connection_is_closed_in_time() -> None:
     server = Server()
     async with pooled(server, keepalive_s=0.05) as pool:
         await ask(pool)
-        await asyncio.wait_for(server.gone.acquire(), 5)
+        await asyncio.wait_for(server.gone.acquire(), 30)
         server.gone.release()
         assert await ask(pool) == b"hi"
         assert server.connections == 2
@@ -231,12 +236,63 @@ async def test_a_connection_that_does_not_come_about_has_its_own_limit(
     pool.close()
 
 
+async def test_an_answer_that_does_not_begin_in_time_is_an_error_and_its_connection_is_cut() -> (
+    None
+):
+    server = Server()
+    async with pooled(server) as pool:
+        server.may_answer.clear()
+        with pytest.raises(TimeoutError):
+            await pool.post("chat/completions", {}, b"{}", within_s=0.02)
+        server.may_answer.set()
+        assert await ask(pool) == b"hi"
+        assert server.connections == 2
+
+
+async def half_an_answer(
+    server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    await server.request(reader)
+    writer.write(OK[:-1])
+    await server.may_answer.wait()
+    writer.write(OK[-1:])
+    await reader.read()
+
+
+async def test_the_time_holds_to_the_end_of_the_answer_unless_it_is_lifted() -> None:
+    server = Server(half_an_answer)
+    async with pooled(server) as pool:
+        server.may_answer.clear()
+        bounded = await pool.post("chat/completions", {}, b"{}", within_s=0.05)
+        patient = await pool.post("chat/completions", {}, b"{}", within_s=0.05)
+        patient.until(None)
+        assert (await bounded.read(), await patient.read()) == (b"h", b"h")
+        with pytest.raises(TimeoutError):
+            await bounded.read()
+        server.may_answer.set()
+        assert await body_of(patient) == b"i"
+        bounded.close()
+
+
+async def test_who_gets_no_connection_in_time_is_told_that_the_pool_is_full() -> None:
+    server = Server()
+    async with pooled(server, connections_max=1) as pool:
+        server.may_answer.clear()
+        first = asyncio.ensure_future(ask(pool))
+        await server.asked.wait()
+        with pytest.raises(PoolFull):
+            await pool.post("chat/completions", {}, b"{}", within_s=0.02)
+        server.may_answer.set()
+        assert await first == b"hi"
+        assert await ask(pool) == b"hi"
+
+
 @pytest.mark.parametrize("value", ["a\r\nx-evil: 1", "a\nb", "a\x00b"])
 async def test_a_header_cannot_smuggle_another(value: str) -> None:
     server = Server()
     async with pooled(server) as pool:
         with pytest.raises(ValueError, match="control character"):
-            await pool.post("chat/completions", {"traceparent": value}, b"{}")
+            await _post(pool, {"traceparent": value}, b"{}")
         assert await ask(pool) == b"hi"
     assert len(server.requests) == 1
 

@@ -38,6 +38,7 @@ def body(**more: Any) -> dict[str, Any]:
 
 
 def value(gateway: Gateway, sample: str, **labels: str) -> float:
+    gateway.metrics.flush()
     return gateway.metrics.registry.get_sample_value(sample, labels) or 0.0
 
 

@@ -28,7 +28,7 @@ sys.stdout.write(metrics.render().decode())
 def test_what_has_too_many_values_is_counted_as_other_and_told() -> None:
     registry, told = CollectorRegistry(), list[str]()
     counter = Counter("things", "x", ["name"], registry=registry)
-    labelled = Labelled(counter, children_max=3, overflowed=told.append)
+    labelled = Labelled(counter, lambda child: child, children_max=3, overflowed=told.append)
     for n in range(10):
         labelled(f"n{n}").inc()
     labelled("n0").inc()
