@@ -48,9 +48,10 @@ lint: $(STAMP)
 types: $(STAMP)
 	@$(VENV)/bin/mypy
 
+# One thread each: two workers with two OpenMP threads wait for each other on a busy machine.
 check: lint types ## fast checks: lint, types, imports, unit, property, simulation, in-process contract
 	@$(PY) requirements/audit.py --advisory
-	@$(PY) -m pytest -q -n 2 --dist loadfile tests/unit tests/property tests/sim tests/contract
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile tests/unit tests/property tests/sim tests/contract
 
 test: check models ## everything: check, then real Valkey, Ray cluster and vLLM engine
 	@$(PY) -m pytest tests/integration tests/chaos
@@ -64,7 +65,7 @@ sim: $(STAMP)    ## the long simulation
 # Not among them: what needs a GPU, recorded outcomes (--data DIR) or half an hour.
 bench: models    ## every benchmark; one JSON file each in results/
 	@mkdir -p results; for b in bench/[a-z]*.py; do \
-	  case $$b in bench/gpu_*|bench/_*|bench/soak.py|bench/memory.py|bench/cascade_routing.py|bench/routing_quality.py|bench/category_quality.py|bench/simulation.py) continue;; esac; \
+	  case $$b in bench/gpu_*|bench/_*|bench/soak.py|bench/memory.py|bench/cascade_routing.py|bench/served_cascade.py|bench/routing_quality.py|bench/routing_ceilings.py|bench/category_quality.py|bench/simulation.py) continue;; esac; \
 	  echo "== $$b"; $(PY) $$b --json results/$$(basename $$b .py).json || exit 1; done
 
 lock: $(STAMP)   ## renew requirements/cpu.lock from the *.in files (in a scratch environment)

@@ -48,7 +48,10 @@ class FcfsLru:
     def __init__(
         self, config: SchedulerConfig, resident: str | None = None, *, batch_max: int = 1
     ) -> None:
+        if config.queue_wait_ms_max is None:
+            raise ValueError("an order without an age bound needs queue_wait_ms_max")
         self._config = config
+        self._wait_ms_max = config.queue_wait_ms_max
         self._batch_max = batch_max
         self._queue: OrderedDict[str, _Waiter] = OrderedDict()  # who is in no batch yet
         self._batch: OrderedDict[str, _Waiter] = OrderedDict()  # in order of arrival
@@ -70,7 +73,7 @@ class FcfsLru:
         priority: int = 0,
         deadline_ms: float | None = None,
     ) -> list[Effect]:
-        limit_ms = min(self._config.queue_wait_ms_max, deadline_ms or math.inf)
+        limit_ms = min(self._wait_ms_max, math.inf if deadline_ms is None else deadline_ms)
         waiter = _Waiter(expert, now_ms + limit_ms, limit_ms)
         if expert in self._out:
             self._refuse(request_id, waiter, Refusal.OUT_OF_SERVICE)

@@ -1,6 +1,6 @@
 """Cascade routing on recorded answers, over random half splits, beside what it generalises.
 
-    python bench/cascade_routing.py --data DIR [--seeds 6] [--json FILE]
+    python bench/cascade_routing.py --data DIR [--seeds 6] [--search greedy|full] [--json FILE]
 
 DIR is a data-set folder with a ``confidence`` per answer. Every category is looked at alone: half
 of its prompts train, the other half is run once. Estimates before an answer are the training means,
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from bench import _report
 from gateway.evaluation.cascade import CascadeData, estimates_of, evaluate_cascade
 from gateway.evaluation.cascade_replay import Recorded
 from gateway.evaluation.threshold_cascade import threshold_cascade
+from policies.cascade_routing import Search
 from routers.outcomes import Outcomes, read_outcomes
 
 METHODS = ("cascade_routing", "threshold_cascade", "routing_alone", "zero_router")
@@ -38,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--search", choices=("greedy", "full"), default="greedy")
     parser.add_argument("--json", metavar="FILE", help="- for standard output")
     arguments = parser.parse_args()
     outcomes = read_outcomes(arguments.data)
@@ -47,19 +50,22 @@ def main() -> None:
     names = np.array(outcomes.categories or ["all"] * len(outcomes))
     for name in sorted(set(names.tolist())):
         part = outcomes.rows(np.flatnonzero(names == name))
-        sets[name] = measured(part, arguments.seeds)
+        sets[name] = measured(part, arguments.seeds, arguments.search)
         print(name, json.dumps(sets[name]["auc"]), flush=True)
-    _report.write({"data": outcomes.name, "seeds": arguments.seeds, "sets": sets}, arguments.json)
+    _report.write(
+        {"data": outcomes.name, "seeds": arguments.seeds, "search": arguments.search, "sets": sets},
+        arguments.json,
+    )
 
 
-def measured(outcomes: Outcomes, seeds: int) -> dict[str, Any]:
+def measured(outcomes: Outcomes, seeds: int, search: Search) -> dict[str, Any]:
     """Mean areas over the splits, and how often each method was the best."""
     areas: dict[str, list[float]] = {name: [] for name in METHODS}
     at_half: dict[str, list[float]] = {}
     shares: dict[float, list[tuple[float, float]]] = {share: [] for share in SHARES}
     for seed in range(seeds):
-        data = halves(outcomes, seed)
-        result = evaluate_cascade(data).as_json(bootstraps=1)
+        data = replace(halves(outcomes, seed), search=search)
+        result = evaluate_cascade(data).as_json(resamples=1)
         areas["cascade_routing"].append(result["auc"])
         for name in METHODS[1:]:
             areas[name].append(result[name]["auc"])
@@ -69,7 +75,9 @@ def measured(outcomes: Outcomes, seeds: int) -> dict[str, Any]:
         for name, score in _bounds(data, half["cost"]).items():
             at_half.setdefault(name, []).append(score - target)
         for share, found in shares.items():
-            part = evaluate_cascade(halves(outcomes, seed, share)).as_json(bootstraps=1)
+            part = evaluate_cascade(replace(halves(outcomes, seed, share), search=search)).as_json(
+                resamples=1
+            )
             costs, scores = ([point[key] for point in part["curve"]] for key in ("cost", "score"))
             score = float(np.interp(half["cost"], costs, scores))
             found.append((part["auc"], score - target))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench._plain_routers import plain_routers
 from bench._pooled import pooled_interval
 from bench._report import write
@@ -34,7 +36,12 @@ from routers.outcome_train import ROWS_MIN
 from routers.outcomes import Outcomes, holds_outcomes, read_outcomes, text_keys
 
 _SHARES: Final = (0.125, 0.25, 0.5)
-_LEARNED: Final = ("router_minus_best_single", "router_minus_zero_router_auc", "apgr")
+_LEARNED: Final = (
+    "router_minus_best_single",
+    "router_minus_zero_router_auc",
+    "apgr",
+    "domain_map_apgr",
+)
 
 
 def main() -> None:
@@ -87,6 +94,12 @@ def over_splits(folder: Path, options: argparse.Namespace, embedder: Embedder) -
     runs, splits, rivals = [], [], []
     for seed in range(options.splits):
         for share in shares:
+            print(
+                f"{folder.name}: split {seed + 1} of {options.splits}, {100 * share:g} % of the "
+                "training rows",
+                file=sys.stderr,
+                flush=True,
+            )
             found = evaluated(folder, options, seed, share, embedder)
             row = summary(found.result)
             if share == 1.0:

@@ -40,6 +40,7 @@ from deployments.environment import CONFIG_ENV, REDIS_ENV  # noqa: E402
 from deployments.store import StateStore  # noqa: E402
 from experts.errors import StateUnavailable  # noqa: E402
 from gateway.keys import KeyBudgets, KeyLimits, KeyScope, digest_of, key_secret  # noqa: E402
+from gateway.process_tree import dies_with_us  # noqa: E402
 from gateway.state.keys import KeyLedger, KeyStore  # noqa: E402
 
 WORKERS = 2
@@ -89,7 +90,12 @@ def main() -> int:
     if options.serve:
         _serve_upstream(options.fd)
         return 0
-    result = asyncio.run(_soak(options))
+    try:
+        result = asyncio.run(_soak(options))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except asyncio.CancelledError:
+        return 128 + signal.SIGTERM
     summary = {name: value for name, value in result.items() if name != "examples"}
     print(json.dumps(summary, indent=2), file=sys.stderr)
     _report.write(result, options.json)
@@ -108,6 +114,9 @@ def _options() -> argparse.Namespace:
 
 
 async def _soak(options: argparse.Namespace) -> dict[str, Any]:
+    running = asyncio.current_task()
+    assert running is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         valkey = stack.enter_context(EmbeddedValkey(data_dir=folder / "store"))
@@ -276,7 +285,10 @@ class _Run:
 
 
 class Workers:
-    """Gateway workers on one socket, as ``coe serve`` runs them, killed and replaced at will."""
+    """Gateway workers on one socket, as ``coe serve`` runs them, killed and replaced at will.
+
+    Started by the main thread alone: what dies with us dies with the thread that started it.
+    """
 
     def __init__(self, config: Path, redis_url: str, count: int = WORKERS) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
@@ -319,6 +331,8 @@ class Workers:
             pass_fds=[descriptor],
             env=self._environment,
             cwd=ROOT,
+            start_new_session=True,  # Ctrl-C is for us
+            preexec_fn=dies_with_us(),
         )
 
     def __enter__(self) -> Workers:
@@ -358,6 +372,8 @@ def _upstream() -> Iterator[str]:
             [sys.executable, __file__, "--serve", "upstream", "--fd", str(descriptor)],
             pass_fds=[descriptor],
             cwd=ROOT,
+            start_new_session=True,
+            preexec_fn=dies_with_us(),
         )
     try:
         yield url

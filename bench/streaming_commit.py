@@ -5,8 +5,9 @@ the question's own expert is what a cascade would escalate to; all on the real e
 window of N tokens a calibrated model (mean, least and first log-probability of the first N tokens)
 predicts whether the whole draft is right, and the cascade commits or escalates by it; ``whole``
 waits for the last token. Reported by N: how well the window predicts (AUROC, of the generalist over
-the mix and of every specialist within its task), and what a cascade with that window gains:
-accuracy, mean time to first token, cost. All predictions and thresholds are out of fold.
+the mix and of every specialist within its task, and the same with the mean and the largest entropy
+of the tokens' alternatives added), and what a cascade with that window gains: accuracy, mean time
+to first token, cost. All predictions and thresholds are out of fold.
 
 Times are not of every request: time to the n-th token is fitted (a + b n) on answers made alone,
 the swap is the median measured. Costs follow the quickstart's price list; an aborted draft is paid.
@@ -40,6 +41,7 @@ from bench import _report  # noqa: E402
 from bench.composition.verify_words import mentions  # noqa: E402
 from bench.swap import _folders, quiet, say  # noqa: E402
 from examples.quickstart.tasks import TASKS  # noqa: E402
+from policies.answer_features import ENTROPY_TOP, truncated_entropy  # noqa: E402
 
 WINDOWS: Final = (8, 16, 32, 64, 10_000)
 WHOLE: Final = 10_000
@@ -65,6 +67,7 @@ class Item:
 class Answer:
     right: bool
     logprobs: np.ndarray  # [tokens]
+    entropies: np.ndarray  # [tokens], nats
     prompt_tokens: int
 
     @property
@@ -102,7 +105,8 @@ async def main() -> int:
         "final_ttft_ms": round(statistics.mean(paces[i.expert].until(1) for i in items), 1),
         "final_cost_micro_usd": round(_mean_cost(items, final, prices), 2),
         "windows": windows,
-        "specialist_auroc": _within_tasks(items, final),
+        "specialist_auroc": _within_tasks(items, final, entropy=False),
+        "specialist_auroc_with_entropy": _within_tasks(items, final, entropy=True),
         "default_window_tokens": _default(windows),
     }
     _print(result)
@@ -191,14 +195,22 @@ async def _ask(engine: Any, expert: str, item: Item, request_id: str) -> Answer:
         "temperature": 0,
         "max_tokens": MAX_TOKENS,
         "logprobs": True,
+        "top_logprobs": ENTROPY_TOP,
     }
     reply = await engine.serve(expert, Endpoint.CHAT, body, request_id=request_id)
     choice = reply["choices"][0]
     return Answer(
         right=bool(item.is_right(choice["message"]["content"])),
         logprobs=np.array([t["logprob"] for t in choice["logprobs"]["content"]]),
+        entropies=np.array([_entropy(t) for t in choice["logprobs"]["content"]]),
         prompt_tokens=reply["usage"]["prompt_tokens"],
     )
+
+
+def _entropy(token: dict[str, Any]) -> float:
+    found = truncated_entropy(top["logprob"] for top in token["top_logprobs"])
+    assert found is not None, "the engine gives as many alternatives as it is asked for"
+    return found
 
 
 async def _pace(engine: Any, expert: str, items: Sequence[Item]) -> Pace:
@@ -218,18 +230,27 @@ async def _pace(engine: Any, expert: str, items: Sequence[Item]) -> Pace:
 # --- what a window is worth ----------------------------------------------------------------------
 
 
-def _features(answers: Sequence[Answer], window: int) -> np.ndarray:
-    """[n, 3]: mean, least and first log-probability of the first ``window`` tokens."""
+def _features(answers: Sequence[Answer], window: int, entropy: bool) -> np.ndarray:
+    """[n, 3]: mean, least and first log-probability of the first ``window`` tokens.
+
+    With ``entropy`` [n, 5]: their mean and largest entropy as well.
+    """
     heads = [a.logprobs[:window] for a in answers]
-    return np.array([[h.mean(), h.min(), h[0]] for h in heads])
+    features = np.array([[h.mean(), h.min(), h[0]] for h in heads])
+    if not entropy:
+        return features
+    doubts = [a.entropies[:window] for a in answers]
+    return np.hstack([features, np.array([[h.mean(), h.max()] for h in doubts])])
 
 
-def _predicted(answers: Sequence[Answer], window: int) -> np.ndarray | None:
+def _predicted(
+    answers: Sequence[Answer], window: int, *, entropy: bool = False
+) -> np.ndarray | None:
     """P(right) [n], out of fold; None where right or wrong answers are too few to fit."""
     right = np.array([a.right for a in answers])
     if not FOLDS <= int(right.sum()) <= len(right) - FOLDS:
         return None
-    features = _features(answers, window)
+    features = _features(answers, window, entropy)
     confidence = np.zeros(len(right))
     for rest, held in StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(features, right):
         model = LogisticRegression(C=10.0, max_iter=1000).fit(features[rest], right[rest])
@@ -237,8 +258,8 @@ def _predicted(answers: Sequence[Answer], window: int) -> np.ndarray | None:
     return confidence
 
 
-def _auroc(answers: Sequence[Answer], window: int) -> float | None:
-    confidence = _predicted(answers, window)
+def _auroc(answers: Sequence[Answer], window: int, *, entropy: bool = False) -> float | None:
+    confidence = _predicted(answers, window, entropy=entropy)
     if confidence is None:
         return None
     return round(float(roc_auc_score([a.right for a in answers], confidence)), 3)
@@ -272,6 +293,7 @@ def _window(
     right = np.where(accepted, [a.right for a in drafts], [a.right for a in final])
     return {
         "auroc": round(float(roc_auc_score([a.right for a in drafts], confidence)), 3),
+        "auroc_with_entropy": _auroc(drafts, window, entropy=True),
         "accepted_share": round(float(accepted.mean()), 3),
         "accuracy": round(float(right.mean()), 3),
         "mean_ttft_ms": round(float((ttft + ~accepted * second).mean()), 1),
@@ -299,12 +321,14 @@ def _accepted(
     return accepted
 
 
-def _within_tasks(items: Sequence[Item], final: Sequence[Answer]) -> dict[str, Any]:
+def _within_tasks(
+    items: Sequence[Item], final: Sequence[Answer], *, entropy: bool
+) -> dict[str, Any]:
     """AUROC of each specialist's own windows on its own task."""
     found: dict[str, Any] = {}
     for name in TASKS:
         mine = [a for i, a in zip(items, final, strict=True) if i.expert == name]
-        found[name] = {_name(window): _auroc(mine, window) for window in WINDOWS}
+        found[name] = {_name(w): _auroc(mine, w, entropy=entropy) for w in WINDOWS}
     return found
 
 

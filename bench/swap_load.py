@@ -71,7 +71,9 @@ TOKENS = 8
 LOADS = "0.5,0.65,0.8,0.95,1.1"
 OBJECTIVE_TURNS, AGE_BOUND_TURNS = 4, 6
 CALIBRATION_ROUNDS = 3
-CONFIG = SchedulerConfig()  # the defaults that a host has; the age bound follows the turn
+# The defaults that a host has, but that nothing except the callers' patience ends a wait under any
+# of the schedulers. The age bound follows the turn.
+CONFIG = SchedulerConfig(queue_wait_ms_max=600_000.0)
 OURS, STRICT, BATCHED = "ours", "fcfs_lru", "fcfs_lru_batched"
 SCHEDULERS = (OURS, STRICT, BATCHED)
 

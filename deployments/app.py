@@ -22,7 +22,9 @@ from ray import serve
 
 from deployments.environment import REDIS_ENV, TOKEN_ENV
 from deployments.host_config import HostConfig
+from deployments.host_plan import HostPlan, load_hosts
 from experts.errors import ConfigError, StateUnavailable
+from experts.types import AnswerParsers
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ class ExpertHostReplica:
         self,
         config: HostConfig,
         locations: dict[str, str],
+        parsers: dict[str, AnswerParsers],
         advertise_host: str | None,
         version: str,
     ) -> None:
@@ -50,6 +53,7 @@ class ExpertHostReplica:
             host_id=f"{config.name}-{os.getpid()}@{address}",
             config=config,
             locations=locations,
+            parsers=parsers,
             registry=HostRegistry(self._store),
             token=_required_env(TOKEN_ENV, config.name),
             advertise_host=address,
@@ -109,10 +113,9 @@ def _own_address() -> str:
     return address
 
 
-def deployment_for(
-    config: HostConfig, locations: dict[str, str], *, advertise_host: str | None, version: str
-) -> Any:
+def deployment_for(plan: HostPlan, *, advertise_host: str | None, version: str) -> Any:
     """One Serve deployment for one host of the configuration."""
+    config = plan.config
     gpus = 0 if config.engine.device == "cpu" else config.engine.tensor_parallel
     if config.engine.device == "auto":
         gpus = config.engine.tensor_parallel if _cluster_has_gpus() else 0
@@ -127,7 +130,7 @@ def deployment_for(
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=10,
         max_constructor_retry_count=2,
-    ).bind(config, locations, advertise_host, version)
+    ).bind(config, plan.locations, plan.parsers, advertise_host, version)
 
 
 def _cluster_has_gpus() -> bool:
@@ -151,24 +154,20 @@ def build(args: dict[str, Any]) -> Any:
     """Serve application builder. ``args``: ``config`` (path of coe.yaml), optional ``hosts``
     (names), optional ``advertise_host``.
     """
-    from deployments.host_plan import load_hosts
-
     path = Path(args.get("config", ""))
     if not args.get("config"):
         raise ConfigError("serve arguments", None, "config", "name the coe.yaml to serve")
     plan = load_hosts(path)
-    wanted = args.get("hosts") or [host.name for host, _ in plan]
-    unknown = sorted(set(wanted) - {host.name for host, _ in plan})
+    names = [host.config.name for host in plan]
+    wanted = args.get("hosts") or names
+    unknown = sorted(set(wanted) - set(names))
     if unknown:
         raise ConfigError(str(path), None, "hosts", f"no host is named {', '.join(unknown)}")
     hosts = [
         deployment_for(
-            host,
-            locations,
-            advertise_host=args.get("advertise_host"),
-            version=args.get("version", ""),
+            host, advertise_host=args.get("advertise_host"), version=args.get("version", "")
         )
-        for host, locations in plan
-        if host.name in wanted
+        for host in plan
+        if host.config.name in wanted
     ]
     return hosts[0] if len(hosts) == 1 else HostGroup.bind(*hosts)  # type: ignore[attr-defined]

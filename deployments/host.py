@@ -31,6 +31,7 @@ from experts.compat import resolve_model_folder
 from experts.engine_group import EngineGroup
 from experts.errors import ArtifactError, CoeError, StateUnavailable
 from experts.tracing import Tracing, open_tracing
+from experts.types import AnswerParsers
 from experts.vllm_engine import EngineSettings
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,9 @@ class EngineActuator:
 
 
 class ExpertHost:
-    """See the module's docstring. ``locations`` maps each expert of this host to its weights."""
+    """See the module's docstring. ``locations`` maps each expert of this host to its weights,
+    ``parsers`` those whose answers are parsed to how.
+    """
 
     def __init__(
         self,
@@ -92,6 +95,7 @@ class ExpertHost:
         host_id: str,
         config: HostConfig,
         locations: Mapping[str, str],
+        parsers: Mapping[str, AnswerParsers] | None = None,
         registry: HostRegistry,
         token: str,
         advertise_host: str = "127.0.0.1",
@@ -102,6 +106,7 @@ class ExpertHost:
         self.host_id = host_id
         self._config = config
         self._locations = locations
+        self._parsers = parsers or {}
         self._registry = registry
         self._token = token
         self._advertise_host = advertise_host
@@ -156,7 +161,7 @@ class ExpertHost:
         try:
             self._engine, refused = await EngineGroup.start(
                 folders,
-                _engine_settings(self._config),
+                _engine_settings(self._config, self._parsers),
                 engines_max=self._config.engines_max,
                 progress=notes.put_nowait,
             )
@@ -207,7 +212,7 @@ class ExpertHost:
         self._url = f"http://{self._advertise_host}:{listener.getsockname()[1]}"
         self._server = _EmbeddedServer(
             uvicorn.Config(
-                port.app(health=self.engine.check_health),
+                port.app(health=self._check_slot),
                 log_level="warning",
                 access_log=False,
                 lifespan="off",
@@ -223,9 +228,9 @@ class ExpertHost:
         while True:
             self._changed.clear()
             try:
-                await self.engine.check_health()
+                await self._check_slot()
             except CoeError:
-                log.exception("the engine is dead; leaving the registry")
+                log.exception("the slot cannot serve any more; leaving the registry")
                 await self._withdraw()
                 raise
             await self._publish()
@@ -279,11 +284,16 @@ class ExpertHost:
 
     async def check_health(self) -> None:
         """Raise when the slot cannot serve any more and the process should be replaced."""
-        await self.engine.check_health()
+        await self._check_slot()
         for task in (self._serving, self._heartbeat):
             if task is not None and task.done():
                 task.result()
                 raise RuntimeError("a host task ended")
+
+    async def _check_slot(self) -> None:
+        """Raises HostLost when the engine is dead or a swap hangs."""
+        await self.engine.check_health()
+        self.driver.check_health()
 
     async def aclose(self) -> None:
         """Leave the registry, refuse what waits, close the port, stop the engine."""
@@ -310,7 +320,7 @@ class _EmbeddedServer(uvicorn.Server):
         yield
 
 
-def _engine_settings(config: HostConfig) -> EngineSettings:
+def _engine_settings(config: HostConfig, parsers: Mapping[str, AnswerParsers]) -> EngineSettings:
     settings = EngineSettings(
         dtype=config.engine.dtype,
         max_model_len=config.engine.max_model_len,
@@ -319,6 +329,7 @@ def _engine_settings(config: HostConfig) -> EngineSettings:
         tensor_parallel=config.engine.tensor_parallel,
         pool_bytes=config.pool.host_memory_bytes,
         canary_enabled=config.canary.enabled,
+        parsers=parsers,
     )
     if config.canary.prompt:
         import dataclasses

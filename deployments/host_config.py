@@ -40,8 +40,9 @@ class SchedulerSection(Section):
 
     A request older than ``age_bound_ms`` closes admission to the resident expert; an expert stays
     at least ``min_residency_ms``; running generations get ``drain_deadline_ms`` to finish. Nobody
-    waits longer than ``queue_wait_ms_max``: a request is refused at once when that is foreseen, and
-    when it has waited as long.
+    waits longer than ``queue_wait_ms_max``, or where that is null, than age bound, drain deadline
+    and one swap: a request is refused at once when that is foreseen, else when it has waited as
+    long.
     """
 
     queue_max: int = Field(256, ge=1, le=1_000_000)
@@ -49,7 +50,7 @@ class SchedulerSection(Section):
     age_bound_ms: Milliseconds = 3000
     min_residency_ms: Milliseconds = 500
     drain_deadline_ms: Milliseconds = 15_000
-    queue_wait_ms_max: int = Field(120_000, ge=1, le=86_400_000)
+    queue_wait_ms_max: int | None = Field(None, ge=1, le=86_400_000)
 
     def config(self) -> SchedulerConfig:
         """Raises ValueError for settings that the scheduler refuses."""

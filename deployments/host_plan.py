@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import ConfigDict
 
@@ -15,7 +16,7 @@ from deployments.host_config import HostConfig
 from experts.catalogue import ExpertsSection, build_catalogue
 from experts.errors import ConfigError
 from experts.strict_yaml import Section, load_document
-from experts.types import SourceKind
+from experts.types import AnswerParsers, ExpertSpec, SourceKind
 
 
 class HostSideFile(Section):
@@ -27,8 +28,16 @@ class HostSideFile(Section):
     hosts: tuple[HostConfig, ...] = ()
 
 
-def load_hosts(path: Path) -> list[tuple[HostConfig, dict[str, str]]]:
-    """Each host with its experts' weight folders (or hub ids), in the order of the file.
+class HostPlan(NamedTuple):
+    """One host and, for each of its experts, its weight folder (or hub id) and its parsers."""
+
+    config: HostConfig
+    locations: dict[str, str]
+    parsers: dict[str, AnswerParsers]
+
+
+def load_hosts(path: Path) -> list[HostPlan]:
+    """The hosts in the order of the file.
 
     Raises ConfigError for a file that is wrong, or a host that names what it cannot run.
     """
@@ -36,9 +45,9 @@ def load_hosts(path: Path) -> list[tuple[HostConfig, dict[str, str]]]:
     catalogue = build_catalogue(
         document.value.experts, base_dir=path.absolute().parent, environ=os.environ
     )
-    plan: list[tuple[HostConfig, dict[str, str]]] = []
+    plan: list[HostPlan] = []
     for at, host in enumerate(document.value.hosts):
-        locations: dict[str, str] = {}
+        specs: dict[str, ExpertSpec] = {}
         for number, expert in enumerate(host.experts):
             where = ("hosts", at, "experts", number)
             if expert not in catalogue:
@@ -46,8 +55,14 @@ def load_hosts(path: Path) -> list[tuple[HostConfig, dict[str, str]]]:
             spec = catalogue.get(expert)
             if spec.kind is not SourceKind.WEIGHTS:
                 raise document.error(where, f"{expert!r} has no weights that a host could run")
-            locations[expert] = spec.location
-        plan.append((host, locations))
+            specs[expert] = spec
+        plan.append(
+            HostPlan(
+                host,
+                {expert: spec.location for expert, spec in specs.items()},
+                {expert: spec.parsers for expert, spec in specs.items()},
+            )
+        )
     if not plan:
         raise ConfigError(str(path), None, "hosts", "no host is configured")
     return plan

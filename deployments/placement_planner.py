@@ -42,6 +42,7 @@ class MoveOutcome(StrEnum):
     DONE = "done"
     REFUSED = "refused"  # the host had a reason against it; nothing changed
     FAILED = "failed"  # no answer, or an error; what changed, the next record says
+    LEFT = "left"  # nobody waited for the answer any more; the host goes on
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +161,7 @@ class PlacementPlanner:
         self._awaited = (move.host_id, now_ms + _RECORD_LAG_MS)
         if outcome is MoveOutcome.DONE:
             self._setbacks.pop(move, None)
+        if outcome in (MoveOutcome.DONE, MoveOutcome.LEFT):
             return
         refused = outcome is MoveOutcome.REFUSED
         first_ms = self._config.refused_ms if refused else self._config.failed_ms

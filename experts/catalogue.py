@@ -21,10 +21,11 @@ from pydantic import (
 from experts.errors import UnknownModel
 from experts.quantities import ParameterCount, Usd, micro_usd
 from experts.strict_yaml import Section
-from experts.types import Capability, ExpertSpec, Price, SourceKind
+from experts.types import AnswerParsers, Capability, ExpertSpec, Price, SourceKind
 
 ID_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
 ENV_PATTERN = r"env:[A-Za-z_][A-Za-z0-9_]*"
+_PARSER_PATTERN = r"[A-Za-z0-9][\w.-]{0,63}"
 _HUB_PATTERN = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 _RESERVED_IDS = {"auto", "coe"}
 _CACHE_PREFIX = "cache:"
@@ -151,6 +152,12 @@ class ExpertSection(Section):
     options: dict[str, JsonValue] = Field(
         default_factory=dict, description="Options of a scripted expert's behaviour."
     )
+    tool_call_parser: str | None = Field(
+        None, pattern=_PARSER_PATTERN, description="How it writes tool calls; vLLM's name for it."
+    )
+    reasoning_parser: str | None = Field(
+        None, pattern=_PARSER_PATTERN, description="How it marks its reasoning; vLLM's name for it."
+    )
 
     @model_validator(mode="after")
     def _embeddings_have_a_server(self) -> ExpertSection:
@@ -162,6 +169,17 @@ class ExpertSection(Section):
     def _options_have_a_reader(self) -> ExpertSection:
         if self.options and self.source.scripted is None:
             raise ValueError("options belong to a scripted source")
+        return self
+
+    @model_validator(mode="after")
+    def _tool_calls_can_be_read(self) -> ExpertSection:
+        hosted = self.source.kind is SourceKind.WEIGHTS
+        if not hosted and (self.tool_call_parser or self.reasoning_parser):
+            raise ValueError("parsers belong to experts with weights; a server has its own")
+        if hosted and Capability.TOOLS in self.capabilities and self.tool_call_parser is None:
+            raise ValueError(
+                "tools need tool_call_parser: the way its model writes calls, such as hermes"
+            )
         return self
 
 
@@ -258,6 +276,7 @@ def _spec(
         upstream_model=source.model,
         secret_env=env_name(source.api_key),
         options=dict(section.options),
+        parsers=AnswerParsers(section.tool_call_parser, section.reasoning_parser),
     )
 
 

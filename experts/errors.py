@@ -285,9 +285,12 @@ class QueueFull(CapacityError):
 
 @dataclass(eq=False)
 class DeadlineUnreachable(CapacityError):
+    """``retry_after_ms``: after how long the wait would fit, if that is known."""
+
     expert: str
     wait_ms: float
     deadline_ms: float
+    retry_after_ms: float | None = None
 
     @property
     def message(self) -> str:
@@ -298,7 +301,7 @@ class DeadlineUnreachable(CapacityError):
 
     @property
     def retry_after_s(self) -> int | None:
-        return _ceil_s(self.wait_ms)
+        return _ceil_s(self.wait_ms if self.retry_after_ms is None else self.retry_after_ms)
 
 
 @dataclass(eq=False)
@@ -314,6 +317,27 @@ class HostUnavailable(CapacityError):
         if self.reason:
             return f"Expert {self.expert!r} is not asked now: {self.reason}."
         return f"No live host serves {self.expert!r} at the moment."
+
+    @property
+    def retry_after_s(self) -> int | None:
+        return _ceil_s(self.retry_after_ms)
+
+
+@dataclass(eq=False)
+class ConnectionPoolFull(CapacityError):
+    """The gateway's own bound, and nothing against the expert, which has not been asked."""
+
+    expert: str
+    limit: int
+    waited_ms: float
+    retry_after_ms: float = 1_000.0
+
+    @property
+    def message(self) -> str:
+        return (
+            f"All {self.limit} connections to expert {self.expert!r} stayed in use for "
+            f"{self.waited_ms:.0f} ms."
+        )
 
     @property
     def retry_after_s(self) -> int | None:

@@ -12,9 +12,15 @@ from typing import Any
 import msgspec
 
 from experts.answer_shape import OddAnswer, check_answer
-from experts.errors import CoeError, ExpertFailed, HostLost, UpstreamTimeout
+from experts.errors import (
+    CoeError,
+    ConnectionPoolFull,
+    ExpertFailed,
+    HostLost,
+    UpstreamTimeout,
+)
 from experts.http_connection import HttpResponse
-from experts.http_pool import ConnectTimeout, HttpPool, PoolLimits
+from experts.http_pool import ConnectTimeout, HttpPool, PoolFull, PoolLimits
 from experts.http_stream import HttpStream, Watchdog
 from experts.protocol import CallTimings, ExpertCall, ExpertReply
 from experts.types import Endpoint
@@ -60,7 +66,8 @@ class HttpBackend:
         """Run to the end.
 
         Raises:
-            ExpertFailed, HostLost, UpstreamTimeout, and the capacity errors a host answers with.
+            ExpertFailed, HostLost, UpstreamTimeout, ConnectionPoolFull, and the capacity errors a
+            host answers with.
         """
         try:
             response = await self._post(call, stream=False, within_ms=call.timeout_ms)
@@ -118,7 +125,10 @@ class HttpBackend:
 
     def _timeout(
         self, call: ExpertCall, error: TimeoutError, phase: str, limit_ms: float
-    ) -> UpstreamTimeout:
+    ) -> CoeError:
+        if isinstance(error, PoolFull):
+            limit = self._limits.connections_max
+            return ConnectionPoolFull(call.expert, limit, error.waited_s * 1000.0)
         if isinstance(error, ConnectTimeout):
             return UpstreamTimeout(call.expert, "connect", self._limits.connect_timeout_ms)
         return UpstreamTimeout(call.expert, phase, limit_ms)

@@ -41,14 +41,19 @@ class ConnectTimeout(TimeoutError):
 
 
 class PoolFull(TimeoutError):
-    """Every connection stayed in use for as long as the request could wait."""
+    """Every connection stayed in use for ``waited_s``."""
+
+    def __init__(self, waited_s: float) -> None:
+        super().__init__(f"every connection stayed in use for {waited_s:.1f} s")
+        self.waited_s = waited_s
 
 
 class HttpPool:
     """Posts JSON to ``base_url``. Belongs to the event loop in which it was made.
 
     ``tls`` is for https; by default the system's authorities and the host's name are checked.
-    Requests beyond ``connections_max`` wait, in order, for as long as their caller lets them.
+    Requests beyond ``connections_max`` wait, in order, for half of their time at most: whoever is
+    asked must have time to answer, or our own crowd would pass for the other side's slowness.
     """
 
     def __init__(
@@ -85,14 +90,14 @@ class HttpPool:
         side may have read the request.
 
         Raises:
-            PoolFull: all connections were in use, and none came free within that time.
+            PoolFull: all connections were in use, and none came free within half of that time.
             ConnectTimeout: no connection in time.
             TimeoutError: no status and headers in time.
             OSError: no connection, or it ended before an answer.
         """
         until_s = self._loop.time() + within_s
         request = self._head(path, headers, len(body)) + body
-        await self._take_place(until_s)
+        await self._take_place(within_s / 2)
         response: HttpResponse | None = None
         try:
             connection = self._kept() or await self._connect(until_s)
@@ -126,16 +131,15 @@ class HttpPool:
             f"content-length: {length}\r\n\r\n"
         ).encode()
 
-    async def _take_place(self, until_s: float) -> None:
+    async def _take_place(self, within_s: float) -> None:
         if not self._free.locked():
             await self._free.acquire()  # at once
             return
         try:
-            async with asyncio.timeout_at(until_s):
+            async with asyncio.timeout(within_s):
                 await self._free.acquire()
         except TimeoutError as error:
-            limit = self._limits.connections_max
-            raise PoolFull(f"all {limit} connections were in use until then") from error
+            raise PoolFull(within_s) from error
 
     def _kept(self) -> HttpConnection | None:
         """The connection that was used last, so that those beyond the need age and are closed."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
@@ -44,8 +43,7 @@ class ExpertCall(msgspec.Struct, frozen=True):
     likely_next: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CallTimings:
+class CallTimings(msgspec.Struct, frozen=True):
     """What the host reports in its response headers; zero where the backend has no such phase."""
 
     host: str = ""
@@ -53,12 +51,11 @@ class CallTimings:
     swap_ms: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class ExpertReply:
+class ExpertReply(msgspec.Struct, frozen=True):
     """A whole answer: the decoded OpenAI response body."""
 
     body: dict[str, Any]
-    timings: CallTimings = field(default_factory=CallTimings)
+    timings: CallTimings = CallTimings()
 
 
 class ExpertStream(Protocol):

@@ -279,7 +279,7 @@ def _chat_choice(
     return {
         "index": index,
         "message": message,
-        "logprobs": _chat_logprobs(script, tokens) if body.get("logprobs") else None,
+        "logprobs": _chat_logprobs(script, tokens, body) if body.get("logprobs") else None,
         "finish_reason": _finish_reason(script, body, tokens),
     }
 
@@ -290,7 +290,9 @@ def _text_choice(
     return {
         "index": index,
         "text": "".join(tokens),
-        "logprobs": _text_logprobs(script, tokens) if body.get("logprobs") is not None else None,
+        "logprobs": _text_logprobs(script, tokens, body)
+        if body.get("logprobs") is not None
+        else None,
         "finish_reason": _finish_reason(script, body, tokens),
     }
 
@@ -316,25 +318,40 @@ def _finish_reason(script: Script, body: Mapping[str, Any], tokens: Sequence[str
     return "length" if cut and cut > len(tokens) else "stop"
 
 
-def _chat_logprobs(script: Script, tokens: Sequence[str]) -> dict[str, Any]:
+def _chat_logprobs(
+    script: Script, tokens: Sequence[str], body: Mapping[str, Any]
+) -> dict[str, Any]:
     content = [
         {
             "token": token,
             "logprob": script.logprob,
             "bytes": list(token.encode()),
-            "top_logprobs": [],
+            "top_logprobs": [
+                {"token": other, "logprob": logprob, "bytes": list(other.encode())}
+                for other, logprob in _top(script, token, body.get("top_logprobs") or 0).items()
+            ],
         }
         for token in tokens
     ]
     return {"content": content, "refusal": None}
 
 
-def _text_logprobs(script: Script, tokens: Sequence[str]) -> dict[str, Any]:
+def _top(script: Script, token: str, count: int) -> dict[str, float]:
+    """The token, and others that share what it leaves of the probability."""
+    others = max(0, count - 1)
+    shared = math.log(max(1.0 - script.confidence, 1e-9) / max(1, others))
+    rest = {f"{token}~{number}": shared for number in range(others)}
+    return {token: script.logprob, **rest} if count else {}
+
+
+def _text_logprobs(
+    script: Script, tokens: Sequence[str], body: Mapping[str, Any]
+) -> dict[str, Any]:
     offsets = [sum(map(len, tokens[:i])) for i in range(len(tokens))]
     return {
         "tokens": list(tokens),
         "token_logprobs": [script.logprob] * len(tokens),
-        "top_logprobs": [{token: script.logprob} for token in tokens],
+        "top_logprobs": [_top(script, token, body["logprobs"] or 1) for token in tokens],
         "text_offset": offsets,
     }
 
@@ -386,7 +403,7 @@ def _chat_deltas(
     choices = [
         {
             "delta": delta,
-            "logprobs": _chat_logprobs(script, [delta["content"]])
+            "logprobs": _chat_logprobs(script, [delta["content"]], body)
             if asked and "content" in delta
             else None,
             "finish_reason": None,
@@ -421,7 +438,7 @@ def _text_deltas(
     return [
         {
             "text": token,
-            "logprobs": _text_logprobs(script, [token]) if asked else None,
+            "logprobs": _text_logprobs(script, [token], body) if asked else None,
             "finish_reason": reason if i == last else None,
         }
         for i, token in enumerate(tokens)

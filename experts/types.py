@@ -60,8 +60,7 @@ class Price:
         return -(-total // TOKENS_PER_MTOK)
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """Tokens of one call."""
 
     input_tokens: int = 0
@@ -71,6 +70,17 @@ class Usage:
         return Usage(
             self.input_tokens + other.input_tokens, self.output_tokens + other.output_tokens
         )
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerParsers:
+    """How an expert of our hosts writes tool calls and reasoning, by vLLM's names of parsers.
+
+    None: calls stay text of the answer, unless the request forces one; reasoning always does.
+    """
+
+    tool_calls: str | None = None
+    reasoning: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +107,7 @@ class ExpertSpec:
     upstream_model: str | None = None
     secret_env: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    parsers: AnswerParsers = AnswerParsers()
 
 
 class Needs(msgspec.Struct, frozen=True):

@@ -68,6 +68,7 @@ def _host_error(
                 expert,
                 wait_ms=_number(fields, "wait_ms", retry_after_ms),
                 deadline_ms=_number(fields, "deadline_ms", waited_ms),
+                retry_after_ms=_number_or_none(fields, "retry_after_ms"),
             )
         case "host_draining" | "host_unavailable":
             return HostUnavailable(expert, _number(fields, "retry_after_ms", retry_after_ms))
@@ -124,8 +125,13 @@ def _text(value: Any) -> str | None:
 
 
 def _number(fields: Mapping[str, Any], name: str, default: float) -> float:
+    value = _number_or_none(fields, name)
+    return default if value is None else value
+
+
+def _number_or_none(fields: Mapping[str, Any], name: str) -> float | None:
     value = fields.get(name)
-    return float(value) if isinstance(value, int | float) else default
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _retry_after_ms(headers: Mapping[str, str]) -> float:

@@ -32,8 +32,16 @@ from experts.errors import (
     SwapFailed,
 )
 from experts.owner_watch import OWNER_ENV
-from experts.types import Endpoint
-from experts.vllm_serving import parse, refusal, serving_state, unwrap, vllm_errors
+from experts.types import AnswerParsers, Endpoint
+from experts.vllm_serving import (
+    check_parsers,
+    parse,
+    refusal,
+    serving_state,
+    unwrap,
+    vllm_errors,
+    wrong_parsers,
+)
 
 SUPPORTED_VLLM = "0.32."
 _EXTENSION = "experts.vllm_worker.WeightPoolExtension"
@@ -56,6 +64,7 @@ class EngineSettings:
     device_share: float | None = None  # vLLM's gpu_memory_utilization; None: vLLM's default
     canary_enabled: bool = True
     canary_prompt: str = DEFAULT_CANARY_PROMPT
+    parsers: Mapping[str, AnswerParsers] = field(default_factory=dict)  # by expert
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -154,7 +163,8 @@ class SwappableEngine:
             raise ArtifactError(
                 "vllm", f"version {vllm.__version__} is installed, {SUPPORTED_VLLM}x is supported"
             )
-        refused = unreadable(experts)
+        own = {name: parsers for name, parsers in settings.parsers.items() if name in experts}
+        refused = wrong_parsers(own) | unreadable(experts)
         experts = {name: path for name, path in experts.items() if name not in refused}
         if not experts:
             raise ArtifactError("experts", "none has weights that can be read", refused)
@@ -251,6 +261,7 @@ class SwappableEngine:
         from experts.compat import check_compatible
 
         check_compatible(self._engine.vllm_config.model_config.model, path, expert=expert)
+        check_parsers(expert, self._parsers_of(expert))
         self._paths[expert] = path
 
     async def pool(self, expert: str, path: str) -> Pooled:
@@ -272,11 +283,16 @@ class SwappableEngine:
     async def _admit(self, expert: str, result: Mapping[str, Any]) -> None:
         """Weights came in for the first time: record their canary, set up the serving layer."""
         canary = await self._ask_canary()
-        self._serving[expert] = await serving_state(self._engine, expert, self._paths[expert])
+        self._serving[expert] = await serving_state(
+            self._engine, expert, self._paths[expert], self._parsers_of(expert)
+        )
         self._pooled[expert] = Pooled(
             expert, result["bytes"], self._in_pool[expert], canary, result["seconds"]
         )
         self.resident = expert
+
+    def _parsers_of(self, expert: str) -> AnswerParsers:
+        return self._settings.parsers.get(expert, AnswerParsers())
 
     async def make_resident(self, expert: str, keep: Sequence[str] = ()) -> SwapReport:
         """Exchange the weights and prove them. Raises SwapFailed or CanaryMismatch.

@@ -17,9 +17,18 @@ from experts.errors import (
     HostUnavailable,
     InvalidRequest,
 )
-from experts.types import Endpoint
+from experts.types import AnswerParsers, Endpoint
 
-__all__ = ["parse", "refusal", "sampling_defaults", "serving_state", "unwrap", "vllm_errors"]
+__all__ = [
+    "check_parsers",
+    "parse",
+    "refusal",
+    "sampling_defaults",
+    "serving_state",
+    "unwrap",
+    "vllm_errors",
+    "wrong_parsers",
+]
 
 _SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _PROMPT_PARAMETERS = frozenset({"input_text", "input_tokens"})  # vLLM's names for the prompt
@@ -95,13 +104,41 @@ def unwrap(expert: str, result: Any) -> dict[str, Any] | AsyncGenerator[str, Non
     return stream
 
 
-async def serving_state(engine: Any, expert: str, path: str) -> Any:
+def check_parsers(expert: str, parsers: AnswerParsers) -> None:
+    """Raises ArtifactError for a parser that this vLLM does not have."""
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
+
+    for field, name, known in (
+        ("tool_call_parser", parsers.tool_calls, ToolParserManager.list_registered()),
+        ("reasoning_parser", parsers.reasoning, ReasoningParserManager.list_registered()),
+    ):
+        if name is not None and name not in known:
+            raise ArtifactError(expert, f"{field} {name!r} is not one of {', '.join(known)}")
+
+
+def wrong_parsers(parsers: Mapping[str, AnswerParsers]) -> dict[str, str]:
+    """For each expert with a parser that there is not: which."""
+    wrong: dict[str, str] = {}
+    for expert, own in parsers.items():
+        try:
+            check_parsers(expert, own)
+        except ArtifactError as error:
+            wrong[expert] = error.message
+    return wrong
+
+
+async def serving_state(engine: Any, expert: str, path: str, parsers: AnswerParsers) -> Any:
     """vLLM's serving objects answering as ``expert``, with the chat template of its own folder."""
     from starlette.datastructures import State
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 
     arguments = ["--model", path, "--served-model-name", expert, "--disable-log-stats"]
     arguments.append("--enable-prompt-tokens-details")  # usage tells how much the cache spared
+    if parsers.tool_calls is not None:
+        arguments += ["--enable-auto-tool-choice", "--tool-call-parser", parsers.tool_calls]
+    if parsers.reasoning is not None:
+        arguments += ["--reasoning-parser", parsers.reasoning]
     template = Path(path) / "chat_template.jinja"
     if template.is_file():
         arguments += ["--chat-template", str(template)]

@@ -16,12 +16,12 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from experts.owner_watch import OWNER_ENV, watch_owner
+from experts.reloading import reload
 from experts.staging import StagedLoad, Staging
 from experts.weight_pool import (
     PooledWeights,
@@ -196,10 +196,12 @@ class WeightPoolExtension:
             )
 
     def _coe_reload(self, path: str) -> None:
-        """vLLM's own layerwise reload: it processes weights into the engine's tensors."""
-        if not any(Path(path).glob("*.safetensors")):
-            raise PoolError(f"{path}: no *.safetensors file")
-        self.model_runner.reload_weights(weights_path=path)  # type: ignore[attr-defined]
+        reload(
+            self.model_runner,  # type: ignore[attr-defined]
+            path,
+            self._coe_tensors(),
+            quantised=self.vllm_config.model_config.quantization is not None,  # type: ignore[attr-defined]
+        )
 
     def _coe_bring_in(self, expert: str, path: str, keep: list[str]) -> bool:
         """Load from disk into the pool now; False when ``keep`` leaves no room."""

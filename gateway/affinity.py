@@ -54,8 +54,7 @@ class AffinityOutcome(StrEnum):
     UNABLE = "unable"  # its expert cannot take this request
 
 
-@dataclass(frozen=True, slots=True)
-class Conversation:
+class Conversation(msgspec.Struct, frozen=True):
     """``key`` is a digest: neither an id nor a prompt is ever stored. ``source``: where from.
 
     ``continues``: there may be something to remember; False on a first turn without an id.
@@ -75,8 +74,7 @@ class Session:
     tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class AffinityView:
+class AffinityView(msgspec.Struct, frozen=True):
     """What became of affinity in one decision, for ``/v1/route``, records and metrics."""
 
     outcome: AffinityOutcome

@@ -266,7 +266,7 @@ class _Run:
         line = self._source.read(index)
         line_id = f"batch_req_{uuid.uuid4().hex}"
         try:
-            outcome = await self._asked(line.url, line.body, line_id)
+            outcome = await self._asked(line.url, line.body, line_id, patient=not line.own_deadline)
         except _StoppedWaiting:
             return  # no answer yet: the next run asks again
         if isinstance(outcome, Lost):
@@ -293,19 +293,29 @@ class _Run:
     # --- all passes ------------------------------------------------------------------------------
 
     async def _asked(
-        self, path: str, body: bytes, request_id: str, refusals_max: int | None = None
+        self,
+        path: str,
+        body: bytes,
+        request_id: str,
+        *,
+        refusals_max: int | None = None,
+        patient: bool = False,
     ) -> Answer | Lost:
         """The final outcome, after as many attempts as the rule, or ``refusals_max``, allows.
+        ``patient``: refusals for want of time do not count among them.
 
         Raises:
             BatchError: the gateway itself is away, so the line is not to blame.
             _StoppedWaiting: a stop was asked for before an attempt gave a final outcome.
         """
-        attempt = 0
+        attempt, began_s, rule = 0, time.monotonic(), self._options.retry
         while True:
-            attempt += 1
             outcome = await self._client.post(path, body, request_id)
-            wait_s = self._options.retry.wait_s(outcome, attempt, self._draw())
+            asked_for_s = time.monotonic() - began_s
+            wait_s = rule.busy_wait_s(outcome, asked_for_s, self._draw()) if patient else None
+            if wait_s is None:
+                attempt += 1
+                wait_s = rule.wait_s(outcome, attempt, self._draw())
             if wait_s is None or (attempt == refusals_max and isinstance(outcome, Answer)):
                 break
             await self._pause(wait_s)

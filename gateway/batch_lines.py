@@ -42,12 +42,14 @@ class LineRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RequestLine:
-    """One checked line. ``body`` is the JSON object as it stood there."""
+    """One checked line. ``body`` is the JSON object as it stood there. ``own_deadline``: it names
+    how long it may take."""
 
     custom_id: str
     url: str
     model: str
     body: bytes
+    own_deadline: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ class _Body(msgspec.Struct):
     messages: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     prompt: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     stream: bool | None = None
+    coe: msgspec.Raw = msgspec.Raw()
 
 
 _line_decoder = msgspec.json.Decoder(_Line)
@@ -124,7 +127,13 @@ def parse_request_line(raw: bytes) -> RequestLine:
         raise LineRefused("body.stream: a batch has whole answers only")
     if getattr(head, _PROMPT_FIELD[line.url]) is msgspec.UNSET:
         raise LineRefused(f"body: {_PROMPT_FIELD[line.url]} is required by {line.url}")
-    return RequestLine(line.custom_id, line.url, head.model, body)
+    return RequestLine(line.custom_id, line.url, head.model, body, _names_deadline(head.coe))
+
+
+def _names_deadline(coe: msgspec.Raw) -> bool:
+    """Whether the ``coe`` object has one; whether it makes sense is for the gateway to say."""
+    options: Any = msgspec.json.decode(coe) if bytes(coe) else None
+    return isinstance(options, dict) and options.get("deadline_ms") is not None
 
 
 def _decoded(decoder: msgspec.json.Decoder[Any], raw: bytes, where: str) -> Any:
@@ -165,6 +174,17 @@ def answer_line(line_id: str, custom_id: str, answer: Answer) -> bytes:
         cost_usd = answer.cost_micro_usd / MICRO_USD_PER_USD
         line["coe"] = {"expert": answer.expert, "cost_usd": cost_usd}
     return msgspec.json.encode(line) + b"\n"
+
+
+def error_code(answer: Answer) -> str | None:
+    """``error.code`` of an OpenAI error body; None where there is none."""
+    try:
+        body: Any = msgspec.json.decode(answer.body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    error = body.get("error") if isinstance(body, dict) else None
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, str) else None
 
 
 def lost_line(line_id: str, custom_id: str, lost: Lost) -> bytes:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from gateway.batch_lines import Answer, Charge, Lost
+from gateway.batch_lines import Answer, Charge, Lost, error_code
 
 __all__ = [
     "NO_EXPERT",
@@ -34,6 +34,11 @@ NO_EXPERT = -1  # the code of a line that nobody could route
 # 502 is a host that went away under the request. 504 comes with x-should-retry: false from the
 # gateway, since the work would be paid again; from a proxy it comes without.
 _TRY_AGAIN = frozenset({408, 429, 502, 503, 504})
+
+# Nothing was wrong, nothing was begun: there was no time or no allowance for it just now.
+_BUSY = frozenset(
+    {"queue_full", "connection_pool_full", "deadline_unreachable", "rate_limit_exceeded"}
+)
 
 
 # --- order ---------------------------------------------------------------------------------------
@@ -91,13 +96,15 @@ def duplicates(digests: Digests) -> list[tuple[int, int]]:
 class RetryRule:
     """Exponential back-off with full jitter (M. Brooker, AWS, 2015), never before retry-after.
 
-    ``attempts`` counts the first one. A retry-after beyond ``retry_after_max_s`` is cut to it.
+    ``attempts`` counts the first one. A retry-after beyond ``retry_after_max_s`` is cut to it. A
+    refusal for want of time or allowance is no attempt; it is waited out for ``busy_s_max``.
     """
 
     attempts: int = 8
     base_s: float = 0.5
     cap_s: float = 30.0
     retry_after_max_s: float = 120.0
+    busy_s_max: float = 3_600.0
 
     def wait_s(self, outcome: Answer | Lost, attempt: int, draw: float) -> float | None:
         """Seconds to wait after the ``attempt``-th outcome (from 1); None: it is final.
@@ -107,8 +114,21 @@ class RetryRule:
         if attempt >= self.attempts or not is_worth_retrying(outcome):
             return None
         jitter_s = draw * min(self.cap_s, self.base_s * 2.0 ** (attempt - 1))
+        return self._not_before_s(outcome) + jitter_s
+
+    def busy_wait_s(self, outcome: Answer | Lost, asked_for_s: float, draw: float) -> float | None:
+        """Seconds to wait after a refusal for want of time; None: it is none, or has lasted long
+        enough. ``asked_for_s``: since the line was first sent.
+
+        The gateway has measured when there will be time, so the jitter stays small.
+        """
+        if not is_busy(outcome) or asked_for_s >= self.busy_s_max:
+            return None
+        return self._not_before_s(outcome) + draw * self.base_s
+
+    def _not_before_s(self, outcome: Answer | Lost) -> float:
         asked_s = outcome.retry_after_s if isinstance(outcome, Answer) else None
-        return min(asked_s or 0.0, self.retry_after_max_s) + jitter_s
+        return min(asked_s or 0.0, self.retry_after_max_s)
 
 
 def is_worth_retrying(outcome: Answer | Lost) -> bool:
@@ -116,6 +136,13 @@ def is_worth_retrying(outcome: Answer | Lost) -> bool:
     if isinstance(outcome, Lost):
         return True
     return outcome.status in _TRY_AGAIN and outcome.should_retry is not False
+
+
+def is_busy(outcome: Answer | Lost) -> bool:
+    """Whether it was refused only because there is no time or no allowance for it now."""
+    if isinstance(outcome, Lost) or not is_worth_retrying(outcome):
+        return False
+    return outcome.status in (429, 503) and error_code(outcome) in _BUSY
 
 
 # --- totals --------------------------------------------------------------------------------------

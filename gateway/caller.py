@@ -16,6 +16,7 @@ from deployments.choose_host import MOVES_MAX
 from experts.errors import (
     CapacityError,
     CoeError,
+    ConnectionPoolFull,
     DeadlineUnreachable,
     ExpertError,
     ExpertFailed,
@@ -49,6 +50,7 @@ _ELSEWHERE = (
     HostLost,
     HostUnavailable,
     QueueFull,
+    ConnectionPoolFull,
     DeadlineUnreachable,
     ExpertOutOfService,
     SwapFailed,

@@ -1,4 +1,4 @@
-"""The evidence in a draft: the log-probabilities of its choices' tokens. Pure.
+"""The evidence in a draft: its choices' tokens, their log-probabilities and alternatives. Pure.
 
 A request for several choices gets all of them or none, so the weakest one decides: a long, sure
 choice must not cover up for a doubtful one.
@@ -6,11 +6,13 @@ choice must not cover up for a doubtful one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from experts.answer_shape import decode_chunk
+from policies.agreement import agreement_with
+from policies.answer_features import truncated_entropy
 from policies.types import Evidence
 
 __all__ = ["ChoiceLogprobs"]
@@ -19,6 +21,8 @@ __all__ = ["ChoiceLogprobs"]
 @dataclass(slots=True)
 class _Choice:
     values: list[float] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
     total: float = 0.0
     finished: bool = False
 
@@ -55,6 +59,9 @@ class ChoiceLogprobs:
                 numbers = [v for v in values if isinstance(v, int | float)]
                 one.total += sum(numbers)
                 one.values += numbers
+                one.entropies += _entropies(logprobs)
+            if isinstance(text := _text(choice), str):
+                one.text.append(text)
 
     def weakest(self) -> tuple[float, int]:
         """Sum and count at the weakest choice's mean; (0, 0) while a choice has said nothing.
@@ -71,10 +78,60 @@ class ChoiceLogprobs:
         # Of a single choice, its very sum: dividing and multiplying would change the last digit.
         return (weakest.total if weakest.count == count else weakest.mean * count), count
 
-    def evidence(self, *, finished: bool, elapsed_ms: float) -> Evidence:
-        """What a cascade judges by, at this point."""
+    @property
+    def text(self) -> str | None:
+        """What a single choice has said; None of several choices, or of one without words."""
+        if len(self._by_index) != 1 or self.choices > 1:
+            return None
+        (one,) = self._by_index.values()
+        return "".join(one.text) or None
+
+    def evidence(
+        self, *, finished: bool, elapsed_ms: float, earlier: Sequence[str] = ()
+    ) -> Evidence:
+        """What a cascade judges by, at this point.
+
+        ``earlier`` are whole answers of earlier stages; only a whole answer is compared with them.
+        """
         total, count = self.weakest()
         if not count:
             return Evidence(0.0, 0, finished, elapsed_ms)
         weakest = min(self._by_index.values(), key=lambda one: one.mean)
-        return Evidence(total, count, finished, elapsed_ms, tuple(weakest.values))
+        known = len(weakest.entropies) == len(weakest.values)
+        text = self.text if finished and earlier else None
+        return Evidence(
+            total,
+            count,
+            finished,
+            elapsed_ms,
+            tuple(weakest.values),
+            entropies=tuple(weakest.entropies) if known else (),
+            agreement=agreement_with(text, earlier) if text is not None else None,
+        )
+
+
+def _text(choice: Mapping[str, Any]) -> Any:
+    """Of a whole message, a delta, or a completion; None where there is none."""
+    message = choice.get("message") or choice.get("delta")
+    return message.get("content") if isinstance(message, Mapping) else choice.get("text")
+
+
+def _entropies(logprobs: Mapping[str, Any]) -> list[float]:
+    """One a token that came with enough alternatives; what is not of OpenAI's shape has none."""
+    chat = [token.get("top_logprobs") for token in logprobs.get("content") or ()]
+    found = (truncated_entropy(_numbers(top)) for top in chat or _top_of_completion(logprobs))
+    return [entropy for entropy in found if entropy is not None]
+
+
+def _top_of_completion(logprobs: Mapping[str, Any]) -> Sequence[Any]:
+    top = logprobs.get("top_logprobs")
+    return top if isinstance(top, list) else ()
+
+
+def _numbers(top: Any) -> list[float]:
+    """Log-probabilities of a chat's list of alternatives, or of a completion's object."""
+    if isinstance(top, Mapping):
+        values = list(top.values())
+    else:
+        values = [one.get("logprob") for one in top or () if isinstance(one, Mapping)]
+    return [float(value) for value in values if isinstance(value, int | float)]

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -239,6 +239,10 @@ def evaluate(
     embedder: EmbedderOption = "minilm-int8",
     drop_conflicts: DropConflictsOption = False,
     seed: Annotated[int, typer.Option(help="Equal data and seed give equal figures.")] = 0,
+    cascade_search: Annotated[
+        Literal["greedy", "full"],
+        typer.Option(help="How cascade routing chooses: one answer ahead, or over sets."),
+    ] = "greedy",
     json_file: JsonOption = None,
 ) -> None:
     """Score a router on recorded outcomes that it has not seen, beside what it must beat."""
@@ -248,7 +252,15 @@ def evaluate(
     from gateway.evaluation.show import show_evaluation
 
     options = EvaluateOptions(
-        data, artifact, train, _numbers(budgets), holdout, drop_conflicts, embedder, seed
+        data,
+        artifact,
+        train,
+        _numbers(budgets),
+        holdout,
+        drop_conflicts,
+        embedder,
+        seed,
+        cascade_search=cascade_search,
     )
     with progress_bar() as progress:
         evaluation = run(options, progress)

@@ -7,9 +7,10 @@ call of an expert.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
+import msgspec
 from msgspec import structs
 
 from experts.catalogue import Catalogue
@@ -49,8 +50,7 @@ class LiveState(Protocol):
     def candidate(self, spec: ExpertSpec) -> Candidate: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(msgspec.Struct, frozen=True):
     """What ``model`` names: a policy, and the experts if any were asked for by id, in order."""
 
     policy: Policy
@@ -126,7 +126,7 @@ class Decider:
         plan, affinity = course.plan(
             lambda policy: _plan(
                 request,
-                target if policy is target.policy else replace(target, policy=policy),
+                target if policy is target.policy else structs.replace(target, policy=policy),
                 category,
                 candidates,
                 exclusions,

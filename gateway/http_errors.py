@@ -48,6 +48,7 @@ TABLE: dict[type[e.CoeError], HttpError] = {
     e.QueueFull: HttpError(503, _OVERLOADED, "queue_full"),
     e.DeadlineUnreachable: HttpError(503, _OVERLOADED, "deadline_unreachable"),
     e.HostUnavailable: HttpError(503, _OVERLOADED, "host_unavailable"),
+    e.ConnectionPoolFull: HttpError(503, _OVERLOADED, "connection_pool_full"),
     e.PlacementRefused: HttpError(409, _OVERLOADED, "placement_refused"),
     e.StateUnavailable: HttpError(503, _OVERLOADED, "state_unavailable"),
     e.ExpertError: HttpError(502, _UPSTREAM, "expert_error"),

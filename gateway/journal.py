@@ -21,7 +21,7 @@ from experts.types import MICRO_USD_PER_USD, ExpertSpec, Needs, Usage
 from gateway.affinity import AffinityOutcome, AffinityView, Conversation
 from gateway.keys import Access, RateState
 from gateway.wire import WireRequest
-from policies.types import Candidate, ExpertTerms, Plan
+from policies.types import Candidate, ExpertTerms, Plan, Stage
 from routers.types import Classification
 
 __all__ = ["CURRENT", "Admission", "Decision", "Journal", "RequestTrace", "StageNote"]
@@ -68,6 +68,8 @@ class StageNote:
     host: str = ""
     verdict: str = ""
     mean_logprob: float | None = None
+    confidence: float | None = None  # calibrated; None: not judged
+    agreement: float | None = None  # with whole drafts of earlier stages
     usage: Usage = field(default_factory=Usage)
     usage_is_estimated: bool = False
     cost_micro_usd: int = 0
@@ -311,6 +313,7 @@ def _plan_view(plan: Plan) -> dict[str, Any]:
             {
                 "expert": stage.expert,
                 "min_confidence": stage.accept.min_confidence if stage.accept else None,
+                **_following_view(stage),
                 "worst_case_usd": cost / MICRO_USD_PER_USD,
             }
             for stage, cost in zip(plan.stages, plan.stage_costs_micro_usd, strict=True)
@@ -322,6 +325,19 @@ def _plan_view(plan: Plan) -> dict[str, Any]:
             "deadline_ms": plan.caps.deadline_ms,
         },
         "notes": list(plan.notes),
+    }
+
+
+def _following_view(stage: Stage) -> dict[str, Any]:
+    """How the bound moves with the confidence of the answer before, where it does."""
+    following = stage.accept.following if stage.accept else None
+    if following is None:
+        return {}
+    return {
+        "min_confidence_follows": {
+            "per_confidence": round(following.per_confidence, 4),
+            "expected": round(following.expected, 4),
+        }
     }
 
 
@@ -347,6 +363,8 @@ def _stage_view(stage: StageNote) -> dict[str, Any]:
         "host": stage.host,
         "verdict": stage.verdict,
         "mean_logprob": stage.mean_logprob,
+        "confidence": stage.confidence,
+        "agreement": stage.agreement,
         "input_tokens": stage.usage.input_tokens,
         "output_tokens": stage.usage.output_tokens,
         "usage_is_estimated": stage.usage_is_estimated,

@@ -135,13 +135,23 @@ class PlacementTask:
         return next((r.url for r in self._hosts.records if r.host_id == host_id), None)
 
     async def _carry_out(self, url: str, move: Move) -> None:
-        began_ms, answer = self._now_ms(), MoveAnswer(MoveOutcome.FAILED, "given up")
+        began_ms = self._now_ms()
         try:
             answer = await self._commands.move(url, move)
-        finally:
-            ended_ms = self._now_ms()
-            self._planner.end(move, answer.outcome, ended_ms)
-            self._count(move.kind.value, answer.outcome.value)
+        except asyncio.CancelledError:
+            self._ended(move, MoveAnswer(MoveOutcome.LEFT, "this worker ends"), began_ms)
+            raise
+        except BaseException:
+            self._ended(move, MoveAnswer(MoveOutcome.FAILED, "a defect here"), began_ms)
+            raise
+        record = self._ended(move, answer, began_ms)
+        with contextlib.suppress(StateUnavailable):  # the log line and the counter have it
+            await self._moves.append(record)
+
+    def _ended(self, move: Move, answer: MoveAnswer, began_ms: float) -> MoveRecord:
+        ended_ms = self._now_ms()
+        self._planner.end(move, answer.outcome, ended_ms)
+        self._count(move.kind.value, answer.outcome.value)
         record = MoveRecord(
             ended_ms=self._wall_ms(),
             kind=move.kind.value,
@@ -152,11 +162,11 @@ class PlacementTask:
             took_ms=round(ended_ms - began_ms, 1),
         )
         _tell(record, self._planner.load(move.expert))
-        with contextlib.suppress(StateUnavailable):  # the log line and the counter have it
-            await self._moves.append(record)
+        return record
 
 
 def _tell(record: MoveRecord, load: float) -> None:
-    level = logging.INFO if record.outcome == MoveOutcome.DONE else logging.WARNING
+    well = record.outcome in (MoveOutcome.DONE, MoveOutcome.LEFT)
+    level = logging.INFO if well else logging.WARNING
     fields = {**msgspec.to_builtins(record), "load": round(load, 3)}
     log.log(level, "placement move", extra={"fields": fields})

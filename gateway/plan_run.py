@@ -46,6 +46,7 @@ class PlanRun:
         self.now_ms = now_ms
         self._specs = {spec.id: spec for spec in decision.experts}
         self.cascade = Cascade(decision.plan, journal.arrived_ms)
+        self.drafts: list[str] = []  # whole answers of judged stages, for agreement
 
     # --- whole answers ---------------------------------------------------------------------------
 
@@ -87,11 +88,19 @@ class PlanRun:
     def _judged_whole(self, reply: ExpertReply, note: StageNote) -> Verdict:
         logprobs = ChoiceLogprobs(choices=0)
         logprobs.add(reply.body)
-        evidence = logprobs.evidence(finished=True, elapsed_ms=0.0)
+        evidence = logprobs.evidence(finished=True, elapsed_ms=0.0, earlier=self.drafts)
         verdict = self.cascade.judge(evidence)
-        note.mean_logprob = evidence.mean_logprob
+        self.judged(note, evidence, logprobs.text)
         note.verdict = verdict.value
         return verdict
+
+    def judged(self, note: StageNote, evidence: Evidence, text: str | None) -> None:
+        """Note what the verdict rests on, and keep a whole draft to compare later ones with."""
+        note.mean_logprob = evidence.mean_logprob
+        note.confidence = self.cascade.confidence
+        note.agreement = evidence.agreement
+        if evidence.finished and text is not None:
+            self.drafts.append(text)
 
     def _answer(self, reply: ExpertReply, note: StageNote) -> dict[str, Any]:
         self.journal.served = note
@@ -252,7 +261,9 @@ class OpenAnswer:
         self._weigh(logprobs, self._held)
         while True:
             elapsed_ms = run.now_ms() - self._first_ms
-            evidence = logprobs.evidence(finished=self._ended, elapsed_ms=elapsed_ms)
+            evidence = logprobs.evidence(
+                finished=self._ended, elapsed_ms=elapsed_ms, earlier=run.drafts
+            )
             self.verdict = run.cascade.judge(evidence)
             if self.verdict is not Verdict.WAIT:
                 break
@@ -263,7 +274,7 @@ class OpenAnswer:
             self._held = self._held + batch
             self._weigh(logprobs, batch)
         self.note.verdict = self.verdict.value
-        self.note.mean_logprob = evidence.mean_logprob
+        run.judged(self.note, evidence, logprobs.text)
 
     def _weigh(self, logprobs: ChoiceLogprobs, payloads: list[bytes]) -> None:
         try:

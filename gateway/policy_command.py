@@ -43,6 +43,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command("canary")(canary)
     app.command("list")(list_policies)
     app.command("solve")(solve)
+    app.command("cascade")(cascade)
 
 
 def activate(file: FileArgument, name: NameOption = None, config: ConfigOption = None) -> None:
@@ -150,6 +151,57 @@ def solve(
     show(solution, outcomes.cost_unit)
     if json_file is not None:
         write_json(solution.as_json() | {"cost_unit": outcomes.cost_unit}, json_file)
+    if out is None:
+        print(text, end="")
+        return
+    out.write_text(text, encoding="utf-8")
+    print(f"wrote {out}", file=sys.stderr)
+
+
+def cascade(
+    data: Annotated[Path, typer.Option(help="Data set folder whose outcomes have confidences.")],
+    cap_usd: Annotated[
+        float, typer.Option(min=0.0, help="caps.cost_usd: the most a request may cost.")
+    ],
+    quality_per_usd: Annotated[
+        float, typer.Option(min=0.0, help="Quality, 0 to 1, that one US dollar is worth.")
+    ],
+    stages: Annotated[int, typer.Option(min=1, max=8, help="caps.stages")] = 3,
+    output_tokens: Annotated[
+        int, typer.Option(min=1, help="Length of an answer, for the expected cost.")
+    ] = 256,
+    seed: Annotated[int, typer.Option(help="Of the folds.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="The policy file (default: print it).")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Fit a per-query policy with drafts from recorded outcomes and confidences.
+
+    The confidences have to be mean token log-probabilities, as a gateway judges by. With --config,
+    experts of the data that it does not have are left out.
+    """
+    from gateway.cascade_fit import cascade_policy_text, fit_cascade
+    from gateway.cli_show import progress_bar
+    from policies.loader import parse_policy
+    from routers.outcomes import read_outcomes
+
+    catalogue = _catalogue(config)
+    outcomes = read_outcomes(data, experts_min=1)
+    if catalogue is not None:
+        outcomes = _served(outcomes, catalogue)
+    with progress_bar() as tick:
+        fit = fit_cascade(outcomes, seed=seed, tick=tick)
+    text = cascade_policy_text(
+        fit,
+        quality_per_usd=quality_per_usd,
+        cap_usd=cap_usd,
+        stages=stages,
+        output_tokens=output_tokens,
+        description=f"Fitted to {outcomes.name} ({outcomes.digest[:12]}, {len(outcomes)} queries).",
+    )
+    name = out.stem if out is not None else "fitted"
+    parse_policy(text, name=name, file=str(out or name), catalogue_ids=outcomes.experts)
+    drafts = ", ".join(f"{name} {sd:g}" for name, sd in fit.confidence_sd.items())
+    print(f"drafts that tell something, and how much: {drafts or 'none'}", file=sys.stderr)
     if out is None:
         print(text, end="")
         return

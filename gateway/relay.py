@@ -27,8 +27,8 @@ class ChunkRelay:
     """The payloads of one expert's stream in, the caller's payloads out.
 
     The chunk that finishes the answer is kept back until the next event or the end, so that the
-    last chunk the caller sees can carry ``coe``. Upstream is always asked for usage; the usage
-    chunk goes on only if the caller wants it.
+    last chunk the caller sees can carry ``coe``; a stream that ends otherwise gets one more.
+    Upstream is always asked for usage; the usage chunk goes on only if the caller wants it.
     """
 
     def __init__(
@@ -73,14 +73,21 @@ class ChunkRelay:
     def finish(self, usage: Usage, coe: Mapping[str, Any]) -> list[bytes]:
         """The last payloads: the kept one, and the usage chunk if it was asked for."""
         if not self._include_usage:
-            if self._kept is None:
-                return []
-            return [msgspec.json.encode(self._kept_chunk | {"coe": coe})]
+            chunk = self._closing() if self._kept is None else self._kept_chunk
+            return [msgspec.json.encode(chunk | {"coe": coe})]
         last = [] if self._kept is None else [self._kept]
         chunk = self._usage_chunk or (self._head or {}) | {"choices": []}
         counts = chunk.get("usage") or _usage_object(usage)
         body = self._corrected(chunk) | {"usage": counts, "coe": coe}
         return [*last, msgspec.json.encode(body)]
+
+    def _closing(self) -> dict[str, Any]:
+        """A chunk that adds nothing to the answer, with a choice, since clients look for one."""
+        head = self._head or _head_of(self._usage_chunk or {})
+        is_text = head.get("object") == "text_completion"
+        said: dict[str, Any] = {"text": ""} if is_text else {"delta": {}}
+        choice = {"index": 0, **said, "logprobs": None, "finish_reason": None}
+        return self._corrected(head | {"choices": [choice]})
 
     def _take_usage(self, payload: bytes) -> bool:
         """Note the usage; True when the chunk carried nothing else."""
@@ -93,7 +100,7 @@ class ChunkRelay:
 
     def _first(self, payload: bytes, coe: Mapping[str, Any] | None) -> bytes:
         chunk = self._corrected(decode_chunk(payload))
-        self._head = {k: chunk[k] for k in ("id", "object", "created", "model") if k in chunk}
+        self._head = _head_of(chunk)
         # Servers that ignore our view of the model's name are found out by their first chunk.
         return msgspec.json.encode(chunk | {"coe": coe} if coe is not None else chunk)
 
@@ -104,6 +111,11 @@ class ChunkRelay:
         if self._hide_logprobs:
             strip_logprobs(chunk)
         return chunk
+
+
+def _head_of(chunk: Mapping[str, Any]) -> dict[str, Any]:
+    """What all chunks of a stream have in common."""
+    return {k: chunk[k] for k in ("id", "object", "created", "model") if k in chunk}
 
 
 def strip_logprobs(body: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from experts.protocol import ExpertCall
 from experts.types import Endpoint
 from gateway.journal import Decision
 from gateway.wire import WireRequest
+from policies.answer_features import ENTROPY_TOP
 from policies.types import Attempt
 
 __all__ = ["Timeouts", "is_judged", "is_short_of_time", "stage_call"]
@@ -41,7 +42,7 @@ def stage_call(
     return ExpertCall(
         expert=attempt.stage.expert,
         endpoint=request.endpoint,
-        body=_stage_body(request, decision, judged=is_judged(attempt)),
+        body=_stage_body(request, decision, alternatives=_alternatives(attempt)),
         request_id=request_id,
         timeout_ms=total_ms,
         first_token_timeout_ms=first_ms if request.stream else total_ms,
@@ -71,16 +72,32 @@ def is_judged(attempt: Attempt) -> bool:
     return attempt.stage.accept is not None and not attempt.is_last
 
 
-def _stage_body(request: WireRequest, decision: Decision, *, judged: bool) -> dict[str, Any]:
+def _alternatives(attempt: Attempt) -> int | None:
+    """How many alternatives of each token judging reads; None: the stage is not judged."""
+    rule = attempt.stage.accept
+    if rule is None or attempt.is_last:
+        return None
+    return ENTROPY_TOP if rule.calibration.reads_entropy else 0
+
+
+def _stage_body(
+    request: WireRequest, decision: Decision, *, alternatives: int | None
+) -> dict[str, Any]:
     body = dict(request.body)
     if request.endpoint is not Endpoint.EMBEDDINGS:
         body |= _output_bound(body, request.endpoint, decision.max_output_tokens)
     if request.stream:
         body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
-    if judged and not request.wants_logprobs:
-        # 1, because some servers read 0 as "none".
-        body["logprobs"] = True if request.endpoint is Endpoint.CHAT else 1
+    if alternatives is not None and not request.wants_logprobs:
+        body |= _logprobs_asked(request.endpoint, alternatives)
     return body
+
+
+def _logprobs_asked(endpoint: Endpoint, alternatives: int) -> dict[str, Any]:
+    if endpoint is not Endpoint.CHAT:
+        return {"logprobs": max(1, alternatives)}  # some servers read 0 as "none"
+    top = {"top_logprobs": alternatives} if alternatives else {}
+    return {"logprobs": True, **top}
 
 
 def _output_bound(body: Mapping[str, Any], endpoint: Endpoint, tokens: int) -> dict[str, int]:

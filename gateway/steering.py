@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from experts.errors import CoeError
 from experts.types import Endpoint
@@ -44,8 +45,7 @@ class NoSessions:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Course:
+class Course(msgspec.Struct, frozen=True):
     """What is known before planning: the conversation, who answered last, who shall be tried."""
 
     policy: Policy

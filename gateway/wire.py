@@ -7,7 +7,6 @@ the gateway itself decides by is read out once, into ``WireRequest``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -153,8 +152,7 @@ def decoded_object(raw: bytes) -> dict[str, Any]:
 # --- prompts -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Prompt:
+class _Prompt(msgspec.Struct, frozen=True):
     texts: tuple[str, ...]
     routing_text: str
     part_types: frozenset[str] = frozenset()
@@ -287,7 +285,7 @@ def _inputs(body: Mapping[str, Any]) -> _Prompt:
         raise InvalidRequest("dimensions", f"an integer from 1 to {DIMENSIONS_MAX} is required")
     if body.get("stream"):
         raise InvalidRequest("stream", "embeddings are not streamed")
-    return replace(prompt, count=1)  # one answer, however many inputs
+    return msgspec.structs.replace(prompt, count=1)  # one answer, however many inputs
 
 
 _PROMPTS: Mapping[Endpoint, Callable[[Mapping[str, Any]], _Prompt]] = {

@@ -31,6 +31,13 @@ class Cascade:
         self._spent_micro_usd = 0
         self._unsettled_micro_usd = 0
         self._accepted = False
+        self._confidence: float | None = None  # of the running stage's answer
+        self._confidence_before: float | None = None
+
+    @property
+    def confidence(self) -> float | None:
+        """The calibrated confidence that the running stage was judged by; None: not judged."""
+        return self._confidence
 
     @property
     def spent_micro_usd(self) -> int:
@@ -50,6 +57,7 @@ class Cascade:
             return Exhausted(obstacle)
         index = self._attempts
         self._attempts += 1
+        self._confidence_before, self._confidence = self._confidence, None
         self._unsettled_micro_usd += self._plan.stage_costs_micro_usd[index]
         return Attempt(
             index=index,
@@ -73,8 +81,9 @@ class Cascade:
         elif not _window_is_full(self._plan.window, evidence):
             verdict = Verdict.WAIT
         else:
-            confidence = rule.calibration.confidence(evidence)
-            sure = confidence is not None and confidence >= rule.min_confidence
+            self._confidence = confidence = rule.calibration.confidence(evidence)
+            bound = rule.bound(self._confidence_before)
+            sure = confidence is not None and confidence >= bound
             verdict = Verdict.ACCEPT if sure else Verdict.ESCALATE
         self._accepted = verdict is Verdict.ACCEPT
         return verdict

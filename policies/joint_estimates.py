@@ -81,6 +81,13 @@ class JointEstimates:
         moves = self._updates(run).moves[None, :, :]
         return np.asarray(_CAUTION * moves * scale[:, :, None])
 
+    def first_moves(self) -> FloatArray:
+        """(k, k): entry [m, i] is how far one standard deviation of m's news, heard first, moves i.
+
+        Of a typical query; ``moves`` scales it by what is still uncertain of the one at hand.
+        """
+        return np.asarray(_CAUTION * self._updates(()).moves)
+
     def covariance(self, run: Run, further: Run) -> FloatArray:
         """(k, k) covariance of what the answers of ``further`` will change, after ``run``."""
         now, then = self._updates(run).explained, self._updates(tuple(sorted(run + further)))

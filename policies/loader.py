@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from experts.quantities import micro_usd
 from experts.strict_yaml import Document, first_of, parse_document, read_bounded
 from experts.types import MICRO_USD_PER_USD
 from experts.yaml_tree import Loc
-from policies.schema import PolicyFile
+from policies.calibration import EntropyWeights, OneWeight
+from policies.schema import CalibrationSection, PolicyFile, PrefixCalibrationSection
 from policies.types import Affinity, Calibration, Caps, PerQuery, Policy, Route, StreamWindow
 
 _DIGEST_HEX_DIGITS = 16
@@ -76,6 +77,7 @@ def _problems(
         yield document.error(
             ("per_query", "quality"), "add a row 'general': it serves categories without one"
         )
+    yield from _move_problems(document)
     for loc, expert in _judged_experts(file):
         if expert not in file.cascade.calibration:
             yield document.error(
@@ -83,6 +85,16 @@ def _problems(
                 f"{expert!r} is followed by another expert, so its answers are judged; add "
                 f"cascade.calibration.{expert}: {{slope: …, intercept: …}}",
             )
+
+
+def _move_problems(document: Document[PolicyFile]) -> Iterator[ConfigError]:
+    rule = document.value.per_query
+    for draft, row in rule.confidence_moves.items() if rule is not None else ():
+        loc = ("per_query", "confidence_moves", draft)
+        if rule is not None and draft not in rule.confidence_sd:
+            yield document.error(loc, f"{draft!r} never drafts; add confidence_sd.{draft}")
+        if draft in row:
+            yield document.error((*loc, draft), "how it moves its own estimate is confidence_sd")
 
 
 def _routes(file: PolicyFile) -> Iterator[tuple[Loc, tuple[str, ...]]]:
@@ -103,6 +115,9 @@ def _named_experts(file: PolicyFile) -> Iterator[tuple[Loc, str]]:
             (("per_query", "confidence_sd", expert), expert)
             for expert in file.per_query.confidence_sd
         )
+        for draft, row in file.per_query.confidence_moves.items():
+            yield ("per_query", "confidence_moves", draft), draft
+            yield from ((("per_query", "confidence_moves", draft, e), e) for e in row)
 
 
 def _judged_experts(file: PolicyFile) -> Iterator[tuple[Loc, str]]:
@@ -127,7 +142,7 @@ def _build(file: PolicyFile, name: str) -> Policy:
         fallbacks=file.fallbacks,
         min_confidence=cascade.min_confidence,
         calibrations={
-            expert: Calibration(**fit.model_dump()) for expert, fit in cascade.calibration.items()
+            expert: _built_calibration(fit) for expert, fit in cascade.calibration.items()
         },
         window=StreamWindow(cascade.stream_window.tokens, cascade.stream_window.hold_ms),
         caps=Caps(caps.stages, micro_usd(caps.cost_usd), caps.deadline_ms),
@@ -140,6 +155,21 @@ def _build(file: PolicyFile, name: str) -> Policy:
         description=file.description,
     )
     return replace(undigested, digest=_digest(undigested))
+
+
+def _built_calibration(fit: PrefixCalibrationSection) -> Calibration:
+    groups: dict[str, Any] = {}
+    if fit.entropy is not None:
+        groups["entropy"] = EntropyWeights(**fit.entropy.model_dump())
+    if isinstance(fit, CalibrationSection):
+        if fit.length is not None:
+            groups["length"] = OneWeight(**fit.length.model_dump())
+        if fit.agreement is not None:
+            groups["agreement"] = OneWeight(**fit.agreement.model_dump())
+        if fit.prefix is not None:
+            groups["prefix"] = _built_calibration(fit.prefix)
+    numbers = fit.model_dump(exclude={"entropy", "length", "agreement", "prefix"})
+    return Calibration(**numbers, **groups)
 
 
 def _digest(policy: Policy) -> str:
@@ -186,11 +216,26 @@ def _canonical(policy: Policy) -> dict[str, Any]:
     }
 
 
-def _calibration(fit: Calibration) -> dict[str, float]:
-    """Weights of 0 are left out: a file without them has the digest it always had."""
-    numbers = {name: float(value) for name, value in asdict(fit).items()}
-    always = ("slope", "intercept")
-    return {name: value for name, value in numbers.items() if value or name in always}
+def _calibration(fit: Calibration) -> dict[str, Any]:
+    """What is 0 or empty is left out: a file without it has the digest it always had."""
+    return _without_nothing(asdict(fit), always=("slope", "intercept"))
+
+
+def _without_nothing(numbers: Mapping[str, Any], always: Collection[str] = ()) -> dict[str, Any]:
+    """Numbers as floats; zeros and what is absent left out, a section that is there kept."""
+    kept: dict[str, Any] = {}
+    for name, value in numbers.items():
+        if isinstance(value, Mapping):
+            if name == "by_category":
+                value = {key: float(number) for key, number in sorted(value.items())}
+                if value:
+                    kept[name] = value
+            else:
+                required = ("slope", "intercept") if name == "prefix" else ("weight",)
+                kept[name] = _without_nothing(value, required)
+        elif value is not None and (value or name in always):
+            kept[name] = float(value)
+    return kept
 
 
 def _per_query(rule: PerQuery) -> dict[str, Any]:
@@ -205,4 +250,12 @@ def _per_query(rule: PerQuery) -> dict[str, Any]:
         "confidence_sd": {
             expert: float(value) for expert, value in sorted(rule.confidence_sd.items())
         },
+        **({"confidence_moves": _moves(rule)} if rule.confidence_moves else {}),
+    }
+
+
+def _moves(rule: PerQuery) -> dict[str, dict[str, float]]:
+    return {
+        draft: {expert: float(value) for expert, value in sorted(row.items())}
+        for draft, row in sorted(rule.confidence_moves.items())
     }

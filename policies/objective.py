@@ -4,23 +4,22 @@ An expert's value is its estimated quality, less what its money and its expected
 swap, from live state) are worth: q - price_per_usd · USD - price_per_s · s. That makes residency a
 term like any other: an expert that must first be swapped in has to be better by the swap's worth.
 
-A draft d before m is cascade routing with one answer looked ahead (Dekoninck et al., 2410.10347):
-d's answer will move its estimate, by ``confidence_sd`` in standard deviation; afterwards the better
-of d's answer and of going on to m counts, what was spent being sunk. With X ~ N(q_d, sd²) and v_m
-the value of m, the draft is worth E[max(X, v_m)] less d's own price, in closed form (Clark, "The
-greatest of a finite set of random variables", 1961), and d's answer is accepted from a confidence
-of v_m on. Without drafts this is plain routing; a pair with a fixed v_m is the threshold cascade.
+Drafts before an expert are cascade routing with fixed plans; what they are worth, and from which
+confidence on they are accepted, is in ``policies.draft_chains``. Without drafts this is plain
+routing; one with a fixed bound is the threshold cascade.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+from policies.draft_chains import Option, options
 from policies.types import Candidate, ExpertTerms, PerQuery
 
-__all__ = ["Choice", "Limits", "choose", "expert_terms", "price_for_budget"]
+__all__ = ["Limits", "choose", "expert_terms", "price_for_budget"]
 
 _TIE = 1e-9
 _MICRO = 1e-6
@@ -36,21 +35,6 @@ class Limits:
     cost_micro_usd: int
     deadline_ms: float
     worst_micro_usd: Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The experts to run in order, and from which confidence the first one's draft is accepted.
-
-    ``quality`` and ``cost_micro_usd`` are what is expected of it all: the second expert counts with
-    the probability that it comes to it.
-    """
-
-    experts: tuple[str, ...]
-    accept_from: float | None
-    value: float
-    quality: float
-    cost_micro_usd: float
 
 
 def expert_terms(
@@ -96,63 +80,26 @@ def expert_terms(
 
 def choose(
     rule: PerQuery, terms: Sequence[ExpertTerms], judgeable: Mapping[str, bool], limits: Limits
-) -> Choice | None:
-    """The best single expert, or draft and expert, within the limits; None if nothing fits.
+) -> Option | None:
+    """The best single expert, or drafts and an expert, within the limits; None if nothing fits.
 
-    ``judgeable``: whose answers come with log-probabilities and a calibration. Ties go to one
-    expert over two, then to the order of ``terms``.
+    ``judgeable``: whose answers come with log-probabilities and a calibration. Ties go to fewer
+    experts, then to the order of ``terms``.
     """
-    options = [*_singles(terms, limits), *_pairs(rule, terms, judgeable, limits)]
-    best: Choice | None = None
-    for option in options:
+    best: Option | None = None
+    fits = partial(_fits, limits)
+    for option in options(rule, terms, judgeable, fits, stages_max=limits.stages):
         if best is None or option.value > best.value + _TIE:
             best = option
     return best
 
 
-def _singles(terms: Sequence[ExpertTerms], limits: Limits) -> Iterator[Choice]:
-    for term in terms:
-        if _fits((term,), limits):
-            yield Choice((term.expert,), None, term.value, term.quality, float(term.cost_micro_usd))
-
-
-def _pairs(
-    rule: PerQuery, terms: Sequence[ExpertTerms], judgeable: Mapping[str, bool], limits: Limits
-) -> Iterator[Choice]:
-    for draft in terms:
-        spread = rule.confidence_sd.get(draft.expert, 0.0)
-        if spread <= 0.0 or not judgeable.get(draft.expert, False):
-            continue
-        for final in terms:
-            if final.expert != draft.expert and _fits((draft, final), limits):
-                yield _pair(draft, final, spread)
-
-
-def _pair(draft: ExpertTerms, final: ExpertTerms, spread: float) -> Choice:
-    """Draft first: expectations over what its answer will say of itself."""
-    gap = (draft.quality - final.value) / spread
-    kept, density = _cdf(gap), math.exp(-gap * gap / 2.0) / math.sqrt(2.0 * math.pi)
-    draft_part = draft.quality * kept + spread * density
-    best_of_both = draft_part + final.value * (1.0 - kept)
-    return Choice(
-        experts=(draft.expert, final.expert),
-        accept_from=min(1.0, max(0.0, final.value)),
-        value=best_of_both - draft.money_term - draft.latency_term,
-        quality=draft_part + final.quality * (1.0 - kept),
-        cost_micro_usd=draft.cost_micro_usd + (1.0 - kept) * final.cost_micro_usd,
-    )
-
-
-def _fits(terms: Sequence[ExpertTerms], limits: Limits) -> bool:
+def _fits(limits: Limits, terms: Sequence[ExpertTerms]) -> bool:
     worst = sum(limits.worst_micro_usd[term.expert] for term in terms)
     wait = sum(term.expected_wait_ms for term in terms)
     return (
         len(terms) <= limits.stages and worst <= limits.cost_micro_usd and wait < limits.deadline_ms
     )
-
-
-def _cdf(z: float) -> float:
-    return 0.5 * math.erfc(-z / math.sqrt(2.0))
 
 
 def price_for_budget(

@@ -21,6 +21,7 @@ from experts.errors import (
     NoEligibleExpert,
 )
 from experts.types import Capability, ExpertSpec
+from policies.draft_chains import Option, Threshold
 from policies.money import worst_case
 from policies.objective import Limits, choose, expert_terms
 from policies.types import (
@@ -124,11 +125,6 @@ def _plan_per_query(
     fixed = replace(
         policy.with_only_route(route),
         fallbacks=tuple(dict.fromkeys((*spare, *policy.fallbacks))),
-        min_confidence=(
-            policy.min_confidence
-            if choice is None or choice.accept_from is None
-            else choice.accept_from
-        ),
     )
     plan = make_plan(
         fixed,
@@ -139,7 +135,24 @@ def _plan_per_query(
         overrides=overrides,
         exclusions=exclusions,
     )
-    return replace(plan, terms=terms)
+    return replace(plan, terms=terms, stages=_with_thresholds(plan.stages, choice))
+
+
+def _with_thresholds(stages: tuple[Stage, ...], choice: Option | None) -> tuple[Stage, ...]:
+    """Each draft under the bound that was found for it instead of the policy's."""
+    if choice is None:
+        return stages
+    found = dict(zip(choice.experts, choice.thresholds, strict=False))
+    return tuple(
+        stage
+        if stage.accept is None or stage.expert not in found
+        else replace(stage, accept=_bounded(stage.accept, found[stage.expert]))
+        for stage in stages
+    )
+
+
+def _bounded(rule: AcceptanceRule, threshold: Threshold) -> AcceptanceRule:
+    return replace(rule, min_confidence=threshold.accept_from, following=threshold.following)
 
 
 def is_judgeable(policy: Policy, spec: ExpertSpec) -> bool:
@@ -249,7 +262,7 @@ class _Walk:
             policy_digest=self._policy.digest,
             category=category,
             stages=tuple(
-                Stage(name, self._rule(name) if index < last else None)
+                Stage(name, self._rule(name, category) if index < last else None)
                 for index, name in enumerate(one.candidate.spec.id for one in everyone)
             ),
             caps=self._caps,
@@ -316,8 +329,9 @@ class _Walk:
     def _judgeable(self, candidate: Candidate) -> bool:
         return is_judgeable(self._policy, candidate.spec)
 
-    def _rule(self, name: str) -> AcceptanceRule:
-        return AcceptanceRule(self._policy.min_confidence, self._policy.calibrations[name])
+    def _rule(self, name: str, category: str) -> AcceptanceRule:
+        calibration = self._policy.calibrations[name].for_category(category)
+        return AcceptanceRule(self._policy.min_confidence, calibration)
 
     def _cost(self, candidate: Candidate) -> int:
         return worst_case(candidate.spec, self._prompt_tokens, self._max_output_tokens)

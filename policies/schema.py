@@ -45,7 +45,35 @@ RouteExperts = Annotated[
 ]
 
 
-class CalibrationSection(Section):
+Weight = Annotated[float, Field(ge=0, le=1000)]
+Penalty = Annotated[float, Field(ge=-1000, le=0)]
+Offset = Annotated[float, Field(ge=-1000, le=1000)]
+
+
+class EntropySection(Section):
+    """Weights of the entropy of what else each token could have been; it never adds confidence."""
+
+    mean: Penalty = 0.0
+    maximum: Penalty = 0.0
+    quantile_90: Penalty = 0.0
+    missing: Offset = Field(0.0, description="In their place where there are no alternatives.")
+
+
+class LengthSection(Section):
+    """Weight of the logarithm of a whole answer's tokens."""
+
+    weight: Offset
+    missing: Offset = Field(0.0, description="In its place while an answer has not ended.")
+
+
+class AgreementSection(Section):
+    """Weight of the agreement with the whole answers of earlier stages, 0 to 1."""
+
+    weight: Weight
+    missing: Offset = Field(0.0, description="In its place where no earlier stage answered.")
+
+
+class PrefixCalibrationSection(Section):
     """Platt scaling; a higher log-probability may not lower the confidence.
 
     ``slope`` weighs the mean over the tokens; the others weigh the least of them, the first, and
@@ -53,12 +81,25 @@ class CalibrationSection(Section):
     """
 
     slope: float = Field(gt=0, le=1000)
-    intercept: float = Field(ge=-1000, le=1000)
-    minimum: float = Field(0.0, ge=0, le=1000)
-    first: float = Field(0.0, ge=0, le=1000)
-    quantile_10: float = Field(0.0, ge=0, le=1000)
-    quantile_25: float = Field(0.0, ge=0, le=1000)
-    quantile_50: float = Field(0.0, ge=0, le=1000)
+    intercept: Offset
+    minimum: Weight = 0.0
+    first: Weight = 0.0
+    quantile_10: Weight = 0.0
+    quantile_25: Weight = 0.0
+    quantile_50: Weight = 0.0
+    doubt: Penalty = Field(0.0, description="Of ln(1 - e^mean): how far from certain it is.")
+    entropy: EntropySection | None = None
+    by_category: dict[str, Offset] = Field(
+        default_factory=dict, description="Category to what is added to the sum for its answers."
+    )
+
+
+class CalibrationSection(PrefixCalibrationSection):
+    """Platt scaling of whole answers; ``prefix`` is that of answers judged before they end."""
+
+    length: LengthSection | None = None
+    agreement: AgreementSection | None = None
+    prefix: PrefixCalibrationSection | None = None
 
 
 class WindowSection(Section):
@@ -107,6 +148,7 @@ class ExploreSection(Section):
 
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+Move = Annotated[float, Field(ge=-1, le=1)]
 
 
 class PerQuerySection(Section):
@@ -123,6 +165,10 @@ class PerQuerySection(Section):
         description="Category to expert to estimated quality; with a row named general."
     )
     confidence_sd: dict[str, Probability] = Field(default_factory=dict)
+    confidence_moves: dict[str, dict[str, Move]] = Field(
+        default_factory=dict,
+        description="Draft to another expert to how far the draft's answer moves its estimate.",
+    )
 
 
 class PolicyFile(Section):

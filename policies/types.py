@@ -6,57 +6,26 @@ on the caller's clock.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from experts.types import ExpertSpec
-from policies.answer_features import answer_features
+from policies.calibration import Calibration as Calibration
+from policies.calibration import Evidence as Evidence
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
-    """Platt scaling of an answer's token log-probabilities to P(good answer).
+class Following:
+    """How far a stage's bound moves with what the answer before it said of itself.
 
-    confidence = 1 / (1 + exp(-(slope * mean + Σ weight * feature + intercept))); the features are
-    those of ``policies.answer_features``, ``slope`` the weight of their mean. Platt,
-    "Probabilistic outputs for support vector machines", 1999, section 2.
+    The bound rises by ``per_confidence`` for every unit by which that answer's confidence lay above
+    ``expected``; errors of experts go together, so a doubtful first answer lowers what the next
+    ones are worth.
     """
 
-    slope: float
-    intercept: float
-    minimum: float = 0.0
-    first: float = 0.0
-    quantile_10: float = 0.0
-    quantile_25: float = 0.0
-    quantile_50: float = 0.0
-
-    def confidence(self, evidence: Evidence) -> float | None:
-        """None where nothing is known that this calibration reads."""
-        mean = evidence.mean_logprob
-        if mean is None:
-            return None
-        z = self.slope * mean + self.intercept
-        if any(self.further_weights):
-            if not evidence.logprobs:
-                return None
-            _, *values = answer_features(evidence.logprobs).values()
-            z += sum(w * v for w, v in zip(self.further_weights, values, strict=True))
-        return _sigmoid(z)
-
-    @property
-    def further_weights(self) -> tuple[float, ...]:
-        """Of the features behind the mean, in their order."""
-        quantiles = (self.quantile_10, self.quantile_25, self.quantile_50)
-        return (self.minimum, self.first, *quantiles)
-
-
-def _sigmoid(z: float) -> float:
-    if z >= 0:
-        return 1.0 / (1.0 + math.exp(-z))
-    e = math.exp(z)
-    return e / (1.0 + e)
+    per_confidence: float
+    expected: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +34,14 @@ class AcceptanceRule:
 
     min_confidence: float
     calibration: Calibration
+    following: Following | None = None
+
+    def bound(self, previous_confidence: float | None) -> float:
+        """The confidence to reach, behind an answer of this one; None: it said nothing."""
+        if self.following is None or previous_confidence is None:
+            return self.min_confidence
+        news = previous_confidence - self.following.expected
+        return min(1.0, max(0.0, self.min_confidence + self.following.per_confidence * news))
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,27 +127,6 @@ class Overrides:
     deadline_ms: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What is known of a stage's answer so far. ``logprob_sum`` runs over ``logprob_tokens``.
-
-    ``logprobs`` are the tokens' own, in their order; of several choices, those of the weakest.
-
-    ``logprob_tokens`` may be 0 when the expert reports none: such evidence can never be accepted
-    by a rule, because silence is not confidence.
-    """
-
-    logprob_sum: float
-    logprob_tokens: int
-    finished: bool
-    elapsed_ms: float
-    logprobs: tuple[float, ...] = ()
-
-    @property
-    def mean_logprob(self) -> float | None:
-        return self.logprob_sum / self.logprob_tokens if self.logprob_tokens else None
-
-
 class Verdict(StrEnum):
     WAIT = "wait"  # the window is not full yet
     ACCEPT = "accept"
@@ -221,7 +177,8 @@ class PerQuery:
 
     ``quality``: category -> expert -> estimated quality 0..1, a row "general" among them.
     ``confidence_sd``: by how much an expert's answer moves the estimate of its own quality, as a
-    standard deviation; experts without one never draft.
+    standard deviation; experts without one never draft. ``confidence_moves``: draft -> expert -> by
+    how much the same answer moves the estimate of that other expert's, signed.
     """
 
     quality_per_usd: float
@@ -229,6 +186,13 @@ class PerQuery:
     output_tokens_expected: int
     quality: Mapping[str, Mapping[str, float]]
     confidence_sd: Mapping[str, float] = field(default_factory=dict)
+    confidence_moves: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def moves(self, draft: str, other: str) -> float:
+        """Of the estimate of ``other``, by one standard deviation of the draft's news."""
+        if draft == other:
+            return self.confidence_sd.get(draft, 0.0)
+        return self.confidence_moves.get(draft, {}).get(other, 0.0)
 
     @property
     def experts(self) -> tuple[str, ...]:

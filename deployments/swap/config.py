@@ -29,12 +29,14 @@ class SchedulerConfig:
     ``min_residency_ms``, ``min_residency_factor``: a busy resident stays at least the greater of
     the first and the second times what a turn costs (swap and drain), but never longer than
     ``min_residency_ms_max`` against its will to leave. ``drain_deadline_ms``: how long a drain
-    waits before requests that have sent nothing are aborted. ``queue_wait_ms_max``: longest wait of
-    a request that names no deadline. ``announce_weight``, ``announce_ttl_ms``: what a look-ahead
-    hint counts, as a share of a waiting request, and for how long. ``measure_weight``: share of the
-    newest sample in a moving average; ``measure_ttl_ms``: age at which a measurement no longer
-    justifies a refusal. ``close_grace_ms``: how long closing waits for a running swap.
-    ``prefetch_pause_ms``: how long after a load from disk that could not be done another is tried.
+    waits before requests that have sent nothing are aborted. ``queue_wait_ms_max``: the longest
+    wait; None: age bound, drain deadline and one swap, that is, the swap to a request's expert has
+    to begin within the first two, and is waited for as long as it takes. ``announce_weight``,
+    ``announce_ttl_ms``: what a look-ahead hint counts, as a share of a waiting request, and for how
+    long. ``measure_weight``: share of the newest sample in a moving average; ``measure_ttl_ms``:
+    age at which a measurement no longer justifies a refusal. ``close_grace_ms``: how long closing
+    waits for a running swap. ``prefetch_pause_ms``: how long after a load from disk that could not
+    be done another is tried.
     """
 
     queue_max: int = 256
@@ -45,7 +47,7 @@ class SchedulerConfig:
     min_residency_ms_max: float = 30_000.0
     drain_deadline_ms: float = 15_000.0
     swap_timeout_ms: float = 120_000.0
-    queue_wait_ms_max: float = 120_000.0
+    queue_wait_ms_max: float | None = None
     announce_weight: float = 0.5
     announce_ttl_ms: float = 10_000.0
     measure_weight: float = 0.3
@@ -63,6 +65,8 @@ class SchedulerConfig:
 
     def _check_range(self, name: str) -> None:
         value = getattr(self, name)
+        if value is None:  # only where the type allows it
+            return
         if not math.isfinite(value):
             raise ValueError(f"{name} must be finite, not {value}")
         if name in _AT_LEAST_ONE and value < 1:
@@ -71,6 +75,14 @@ class SchedulerConfig:
             raise ValueError(f"{name} must be above 0, not {value}")
         if value < 0:
             raise ValueError(f"{name} must not be negative, not {value}")
+
+    @property
+    def turn_wait_ms_max(self) -> float:
+        """How long a request may wait for its turn, which begins with the swap to its expert;
+        infinite where a number bounds the whole wait."""
+        if self.queue_wait_ms_max is not None:
+            return math.inf
+        return self.age_bound_ms + self.drain_deadline_ms
 
     def residency_ms(self, turn_ms: float) -> float:
         """How long an expert stays, while it has work; ``turn_ms``: its swap and the next drain."""

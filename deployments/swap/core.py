@@ -22,9 +22,9 @@ Rules, in the order in which they bind (``design.md`` argues for each):
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from deployments.swap.config import SchedulerConfig
 from deployments.swap.costs import EngineCosts
@@ -41,6 +41,7 @@ from deployments.swap.effects import (
 from deployments.swap.forecast import Forecast
 from deployments.swap.lanes import PRIORITY_MAX, Lane, Request
 from deployments.swap.measures import Measured
+from deployments.swap.patience import Patience
 from deployments.swap.slot import Slot
 from deployments.swap.states import SlotPhase
 
@@ -48,7 +49,6 @@ __all__ = ["Scheduler", "SchedulerConfig"]
 
 # Rounding may make a wake-up a hair early; it must not be asked for again at the same instant.
 _RECONSIDER_MS_MIN = 1.0
-_EXPIRIES_SLACK = 64
 
 
 class Scheduler:
@@ -79,12 +79,14 @@ class Scheduler:
         self._slot = Slot(phase=phase, resident=resident)
         self._queued: dict[str, Request] = {}
         self._waiting: dict[str, Lane] = {}  # lanes that are not empty
-        self._expiries: list[tuple[float, int, str]] = []  # heap; entries of the departed linger
+        self._patience = Patience(config, self._slot, self._queued)
         self._any_swap = self._measured()
         self._service = self._measured()
         self._forecast = Forecast(
             config, self._slot, self._lanes, self._waiting, self._any_swap, self._service
         )
+        # Nobody is refused beforehand because answers might outlast the drain deadline.
+        self._allowed = replace(self._forecast, drain_ms_max=config.drain_deadline_ms)
         self._effects: list[Effect] = []
         self._wake_ms: float | None = None
         self._now_ms = -math.inf
@@ -105,7 +107,7 @@ class Scheduler:
         """A request comes. ``deadline_ms``: the longest wait for its grant, counted from now.
 
         It is refused at once when its expert is out of service, when the queue is at its bound, or
-        when the measured wait exceeds what it allows.
+        when the measured wait exceeds what it or the configuration allows.
         """
         self._advance(now_ms)
         if request_id in self._queued or request_id in self._slot.running:
@@ -157,7 +159,7 @@ class Scheduler:
             raise ValueError(f"request {request_id!r} has sent tokens; it cannot start again")
         del self._slot.running[request_id]
         request.aborting = False
-        request.expires_ms = self._now_ms + request.wait_left_ms
+        request.wait_again(self._now_ms, self._config.turn_wait_ms_max)
         lane = self._lanes[request.expert]
         if lane.out_of_service is None:
             self._enqueue(request, back=True)
@@ -313,7 +315,8 @@ class Scheduler:
 
     def _advance_drain(self) -> None:
         slot = self._slot
-        if slot.target not in self._waiting:  # its waiters have left: no swap for nobody
+        owed = slot.turn_owed and slot.running
+        if slot.target not in self._waiting and not owed:  # all have left: no swap for nobody
             slot.target = self._next_target()
         if slot.target is None and not slot.evict:
             slot.resume()
@@ -347,7 +350,6 @@ class Scheduler:
             request = lane.first(self._now_ms, self._config.age_bound_ms)
             self._dequeue(request)
             request.granted_ms = self._now_ms
-            request.wait_left_ms = request.expires_ms - self._now_ms
             slot.running[request.id] = request
             self._effects.append(Grant(request.id))
 
@@ -429,9 +431,12 @@ class Scheduler:
         self, request_id: str, expert: str, priority: int, deadline_ms: float | None
     ) -> Request:
         self._seq += 1
-        limit_ms = self._config.queue_wait_ms_max
+        named_ms = self._config.queue_wait_ms_max
+        limit_ms = math.inf if named_ms is None else named_ms
         if deadline_ms is not None:
             limit_ms = min(limit_ms, max(0.0, deadline_ms))
+        turn_ms = self._config.turn_wait_ms_max
+        with_swap_ms = turn_ms + self._forecast.swap_ms(self._lanes[expert], self._now_ms)
         return Request(
             id=request_id,
             expert=expert,
@@ -439,7 +444,8 @@ class Scheduler:
             seq=self._seq,
             arrived_ms=self._now_ms,
             expires_ms=self._now_ms + limit_ms,
-            limit_ms=limit_ms,
+            turn_by_ms=self._now_ms + turn_ms,
+            limit_ms=min(limit_ms, with_swap_ms),
         )
 
     def _refuse_on_arrival(self, request: Request, lane: Lane) -> bool:
@@ -450,11 +456,19 @@ class Scheduler:
             self._refuse(request, Refusal.OUT_OF_SERVICE, wait_ms)
         elif len(self._queued) >= self._config.queue_max:
             self._refuse(request, Refusal.QUEUE_FULL, wait_ms)
-        elif wait_ms > request.limit_ms:
-            self._refuse(request, Refusal.DEADLINE, wait_ms)
+        elif self._waits_too_long(request, wait_ms):
+            self._refuse(request, Refusal.DEADLINE, wait_ms, wait_ms)
         else:
             return False
         return True
+
+    def _waits_too_long(self, request: Request, wait_ms: float) -> bool:
+        if self._now_ms + wait_ms > request.expires_ms:
+            return True
+        if wait_ms <= request.limit_ms:
+            return False
+        wait_ms = self._allowed.wait_ms(request.expert, request.priority, self._now_ms)
+        return wait_ms > request.limit_ms
 
     def _runs_at_once(self, lane: Lane) -> bool:
         slot = self._slot
@@ -466,7 +480,7 @@ class Scheduler:
         self._queued[request.id] = request
         self._waiting[request.expert] = lane
         (lane.push_back if back else lane.push)(request)
-        heapq.heappush(self._expiries, (request.expires_ms, request.seq, request.id))
+        self._patience.watch(request)
 
     def _dequeue(self, request: Request) -> None:
         lane = self._lanes[request.expert]
@@ -475,7 +489,10 @@ class Scheduler:
         if not lane:
             del self._waiting[request.expert]
 
-    def _refuse(self, request: Request, reason: Refusal, wait_ms: float) -> None:
+    def _refuse(
+        self, request: Request, reason: Refusal, wait_ms: float, ahead_ms: float | None = None
+    ) -> None:
+        """``ahead_ms``: what it would still have to wait."""
         self._effects.append(
             Refuse(
                 request_id=request.id,
@@ -485,6 +502,7 @@ class Scheduler:
                 limit_ms=request.limit_ms,
                 depth=len(self._queued),
                 detail=self._lanes[request.expert].out_of_service or "",
+                retry_ms=None if ahead_ms is None else max(0.0, ahead_ms - request.limit_ms),
             )
         )
 
@@ -510,25 +528,18 @@ class Scheduler:
 
     def _expire(self) -> None:
         """Refuse everybody whose patience is over."""
-        while self._expiries and (
-            not self._is_live(self._expiries[0]) or self._expiries[0][0] <= self._now_ms
-        ):
-            entry = heapq.heappop(self._expiries)
-            if self._is_live(entry):
-                self._expire_one(self._queued[entry[2]])
-        if len(self._expiries) > 2 * len(self._queued) + _EXPIRIES_SLACK:
-            self._expiries = [entry for entry in self._expiries if self._is_live(entry)]
-            heapq.heapify(self._expiries)
+        for request in self._patience.over(self._now_ms):
+            self._expire_one(request)
 
     def _expire_one(self, request: Request) -> None:
         self._dequeue(request)
+        slot = self._slot
+        drains_for_it = slot.phase is SlotPhase.DRAINING and slot.target == request.expert
+        if drains_for_it and self._now_ms < request.expires_ms:
+            slot.turn_owed = True  # it is told when to come back, and the drain has to get there
         waited_ms = self._now_ms - request.arrived_ms
         ahead_ms = self._forecast.wait_ms(request.expert, request.priority, self._now_ms)
-        self._refuse(request, Refusal.DEADLINE, waited_ms + ahead_ms)
-
-    def _is_live(self, entry: tuple[float, int, str]) -> bool:
-        request = self._queued.get(entry[2])
-        return request is not None and (request.expires_ms, request.seq) == entry[:2]
+        self._refuse(request, Refusal.DEADLINE, waited_ms + ahead_ms, ahead_ms)
 
     def _drain_ends_ms(self) -> float:
         return self._slot.drain_began_ms + self._config.drain_deadline_ms
@@ -540,8 +551,7 @@ class Scheduler:
             self._effects.append(WakeAt(wake_ms))
 
     def _next_wake_ms(self) -> float | None:
-        expiry_ms = self._expiries[0][0] if self._queued else math.inf
-        wake_ms = min(expiry_ms, self._phase_wake_ms())
+        wake_ms = min(self._patience.next_ms(), self._phase_wake_ms())
         return None if wake_ms == math.inf else wake_ms
 
     def _phase_wake_ms(self) -> float:

@@ -34,6 +34,7 @@ from experts.errors import (
     CoeError,
     DeadlineUnreachable,
     ExpertOutOfService,
+    HostLost,
     HostUnavailable,
     QueueFull,
     SwapFailed,
@@ -43,6 +44,8 @@ from experts.errors import (
 __all__ = ["Actuator", "Lease", "Prefetcher", "SlotDriver", "SlotScheduler", "SwapReport"]
 
 _log = logging.getLogger(__name__)
+
+_HUNG_TIMEOUTS = 5.0  # a swap that was to be stopped may still finish the read or write under way
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +209,7 @@ class SlotDriver:
         self._timer: asyncio.TimerHandle | None = None
         self._swap_task: asyncio.Task[None] | None = None
         self._swap_expert: str | None = None
+        self._swap_began_ms = 0.0
         self._swap_span_ms = (0.0, 0.0)  # when the newest swap began and ended
         self._shown = self._scheduler.visible_state()
 
@@ -345,6 +349,14 @@ class SlotDriver:
         """How long a request that came now would wait; infinite when out of service."""
         return self._scheduler.expected_wait_ms(expert, self._clock(), priority)
 
+    def check_health(self) -> None:
+        """Raise HostLost when a swap goes on long after it should have stopped: it cannot be, and
+        until it ends the slot serves nobody."""
+        if self._swap_task is None or self._swap_task.done():
+            return
+        if self._clock() - self._swap_began_ms > _HUNG_TIMEOUTS * self._config.swap_timeout_ms:
+            raise HostLost(self._swap_expert or "", "")
+
     def snapshot(self) -> SlotSnapshot:
         return self._scheduler.snapshot()
 
@@ -426,6 +438,7 @@ class SlotDriver:
 
     def _begin_swap(self, expert: str) -> None:
         self._swap_expert = expert
+        self._swap_began_ms = self._clock()
         self._swap_task = asyncio.get_running_loop().create_task(
             self._swap(expert), name=f"swap to {expert}"
         )
@@ -469,6 +482,8 @@ def _error(refusal: Refuse) -> CoeError:
         case Refusal.QUEUE_FULL:
             return QueueFull(refusal.expert, refusal.depth, refusal.wait_ms)
         case Refusal.DEADLINE:
-            return DeadlineUnreachable(refusal.expert, refusal.wait_ms, refusal.limit_ms)
+            return DeadlineUnreachable(
+                refusal.expert, refusal.wait_ms, refusal.limit_ms, refusal.retry_ms
+            )
         case Refusal.OUT_OF_SERVICE:
             return ExpertOutOfService(refusal.expert, refusal.detail)

@@ -41,8 +41,9 @@ class Grant:
 @dataclass(frozen=True, slots=True)
 class Refuse:
     """The request is over. ``wait_ms``: the wait it faced, by measurement (infinite when its expert
-    is out of service). ``limit_ms``: what it allowed. ``depth``: requests waiting. ``detail``: why
-    the expert is out of service, else empty.
+    is out of service). ``limit_ms``: what it allowed. ``retry_ms``: after how long a wait of the
+    same request would probably fit into that. ``depth``: requests waiting. ``detail``: why the
+    expert is out of service, else empty.
     """
 
     request_id: str
@@ -52,6 +53,7 @@ class Refuse:
     limit_ms: float
     depth: int
     detail: str = ""
+    retry_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

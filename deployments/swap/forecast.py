@@ -27,6 +27,7 @@ class Forecast:
 
     ``waiting`` holds the lanes that are not empty. ``any_swap`` averages over all experts: those of
     one slot have one architecture, so what one swap took is the best guess for another.
+    ``drain_ms_max``: a drain is taken to last at most as long.
     """
 
     config: SchedulerConfig
@@ -35,6 +36,7 @@ class Forecast:
     waiting: Mapping[str, Lane]
     any_swap: Measured
     service: Measured
+    drain_ms_max: float = math.inf
 
     def wait_ms(self, expert: str, priority: int, now_ms: float) -> float:
         """Expected time from ``now_ms`` to a grant; infinite when the expert is out of service."""
@@ -43,7 +45,7 @@ class Forecast:
             return math.inf
         if self.slot.phase is SlotPhase.SERVING and self.slot.resident == expert:
             return self._resident_wait_ms(lane, priority, now_ms)
-        own_swap_ms = self._swap_ms(lane, now_ms)
+        own_swap_ms = self.swap_ms(lane, now_ms)
         queue_ms = self._batches_ms(lane.ahead_of(priority), now_ms)
         if self.slot.target == expert:
             return self._target_lead_ms(lane, now_ms) + queue_ms
@@ -57,10 +59,10 @@ class Forecast:
         wait_ms = short * self._service_ms(now_ms) / self.config.in_flight_max
         if wait_ms <= self._closes_in_ms(now_ms):
             return wait_ms
-        return wait_ms + self._turns_ms(lane, now_ms) + self._swap_ms(lane, now_ms)
+        return wait_ms + self._turns_ms(lane, now_ms) + self.swap_ms(lane, now_ms)
 
     def _target_lead_ms(self, lane: Lane, now_ms: float) -> float:
-        swap_ms = self._swap_ms(lane, now_ms)
+        swap_ms = self.swap_ms(lane, now_ms)
         if self.slot.phase is SlotPhase.SWAPPING:
             return max(0.0, swap_ms - (now_ms - self.slot.swap_began_ms))
         return self._drain_left_ms(now_ms) + swap_ms
@@ -84,7 +86,7 @@ class Forecast:
             return 0.0
         aged_ms = min(lane.head_ms, now_ms) + self.config.age_bound_ms
         closed_ms = max(self.slot.stays_until_ms, aged_ms) - now_ms
-        drain_ms = self._service_ms(now_ms) if running else 0.0
+        drain_ms = self._drain_ms(now_ms) if running else 0.0
         return min(self._batches_ms(work, now_ms) + drain_ms, max(0.0, closed_ms) + drain_ms)
 
     def _closes_in_ms(self, now_ms: float) -> float:
@@ -124,14 +126,17 @@ class Forecast:
         """How long a turn of this expert lasts once it is resident."""
         if not len(lane):
             return 0.0
-        service_ms = self._service_ms(now_ms)
-        bound_ms = self.config.residency_ms(self._swap_ms(lane, now_ms) + service_ms)
-        return min(self._batches_ms(len(lane), now_ms), bound_ms) + service_ms
+        bound_ms = self.config.residency_ms(self.swap_ms(lane, now_ms) + self._service_ms(now_ms))
+        return min(self._batches_ms(len(lane), now_ms), bound_ms) + self._drain_ms(now_ms)
 
     def _drain_left_ms(self, now_ms: float) -> float:
         if not self.slot.running:
             return 0.0
-        return max(0.0, self._service_ms(now_ms) - (now_ms - self.slot.drain_began_ms))
+        return max(0.0, self._drain_ms(now_ms) - (now_ms - self.slot.drain_began_ms))
+
+    def _drain_ms(self, now_ms: float) -> float:
+        """What runs has to end first; by its mean, and no longer than was allowed for."""
+        return min(self._service_ms(now_ms), self.drain_ms_max)
 
     def _batches_ms(self, requests: int, now_ms: float) -> float:
         return (requests // self.config.in_flight_max) * self._service_ms(now_ms)
@@ -139,7 +144,8 @@ class Forecast:
     def _room(self) -> int:
         return self.config.in_flight_max - len(self.slot.running)
 
-    def _swap_ms(self, lane: Lane, now_ms: float) -> float:
+    def swap_ms(self, lane: Lane, now_ms: float) -> float:
+        """What a swap to this expert takes, by what was measured for it or for its siblings."""
         known = lane.swap.fresh(now_ms)
         return known if known is not None else self.any_swap.fresh(now_ms) or 0.0
 

@@ -21,8 +21,10 @@ _HINTS_MAX = 64
 class Request:
     """A request from its arrival to its end. Times are on the caller's clock.
 
-    ``wait_left_ms`` is what remains of its patience once it has been granted, for the case that it
-    is sent back to the queue. ``aborts`` counts how often a drain has done that.
+    ``expires_ms``: its patience ends, whatever goes on; it moves on by the time that a request runs
+    before it is sent back to the queue. ``turn_by_ms``: this wait ends unless the swap to its
+    expert has begun. ``due_ms``: when the queue looks at it next. ``limit_ms``: what a refusal says
+    that was allowed. ``aborts`` counts how often a drain has sent it back.
     """
 
     id: str
@@ -32,8 +34,9 @@ class Request:
     arrived_ms: float
     expires_ms: float
     limit_ms: float
+    turn_by_ms: float = math.inf
+    due_ms: float = math.inf
     granted_ms: float = math.nan
-    wait_left_ms: float = 0.0
     sent: bool = False
     aborting: bool = False
     aborts: int = 0
@@ -41,6 +44,13 @@ class Request:
     @property
     def weight(self) -> float:
         return math.ldexp(1.0, self.priority)
+
+    def wait_again(self, now_ms: float, turn_wait_ms_max: float) -> None:
+        """It has run in vain since its grant. What was left of its patience has to do; but the wait
+        for its turn begins anew: a turn that it had and lost must not make it lose its place too.
+        """
+        self.expires_ms += now_ms - self.granted_ms
+        self.turn_by_ms = now_ms + turn_wait_ms_max
 
 
 class Lane:

@@ -16,7 +16,8 @@ class Slot:
     """One engine's place. Every change of phase goes through the table of ``states``.
 
     ``stays_until_ms``: end of the resident's minimum residency. ``evict``: the resident was taken
-    out of service, so the slot must not go back to it without a fresh swap.
+    out of service, so the slot must not go back to it without a fresh swap. ``turn_owed``: a drain
+    took so long that somebody whom it was for has been refused.
     """
 
     phase: SlotPhase = SlotPhase.EMPTY
@@ -26,6 +27,7 @@ class Slot:
     stays_until_ms: float = -math.inf
     drain_began_ms: float = math.nan
     drain_aborted: bool = False
+    turn_owed: bool = False
     swap_began_ms: float = math.nan
     evict: bool = False
 
@@ -34,6 +36,7 @@ class Slot:
         self.target = target
         self.drain_began_ms = now_ms
         self.drain_aborted = False
+        self.turn_owed = False
 
     def resume(self) -> None:
         self.phase = transition(self.phase, SlotEvent.RESUME)
@@ -57,6 +60,14 @@ class Slot:
     def vacate(self) -> None:
         self.phase = transition(self.phase, SlotEvent.VACATE)
         self._clear(None)
+
+    @property
+    def held_up(self) -> bool:
+        """Whether something runs that no drain may abort: it has sent, or was aborted before."""
+        return any(
+            not request.aborting and (request.sent or request.aborts > 0)
+            for request in self.running.values()
+        )
 
     def _clear(self, target: str | None) -> None:
         self.resident, self.target, self.evict = None, target, False

@@ -7,27 +7,27 @@ them; test rows are run once, at the prices and thresholds so chosen. A stage th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from gateway.evaluation.cascade_replay import Estimates, Recorded, replay
-from gateway.evaluation.curve_metrics import area, cost_to_reach, upper_hull
+from gateway.evaluation.cascade_result import CascadeResult, Curve
+from gateway.evaluation.curve_metrics import upper_hull
 from gateway.evaluation.threshold_cascade import threshold_cascade
+from policies.cascade_routing import Search
 from policies.joint_estimates import fit_joint_estimates
 from policies.post_answer import confidence_features, fit_post_answer
 
-__all__ = ["CascadeData", "CascadeResult", "Curve", "estimates_of", "evaluate_cascade"]
+__all__ = ["CascadeData", "estimates_of", "evaluate_cascade"]
 
 FloatArray = NDArray[np.float64]
 Tick = Callable[[str, int, int], None]
 
 _FOLDS = 5
 _PRICES = 32
-_BOOTSTRAPS = 1000
 _MEAN_ROWS = 5.0  # of the mean over all tasks, beside each task's own rows
 _MARGIN = 0.005
 
@@ -36,9 +36,11 @@ _MARGIN = 0.005
 class CascadeData:
     """Recorded outcomes of n training and m test queries over k experts.
 
-    score, cost, confidence: (n, k) and (m, k); confidence is the raw log-probability of an answer.
+    score, cost, confidence: (n, k) and (m, k); confidence is the raw log-probability of an answer,
+    NaN where none was recorded.
     quality_train: out-of-fold estimates before any answer; quality_test: estimates on test rows.
     expected_cost_*: costs expected before any answer; None takes training means (per task).
+    search: how cascade routing chooses the next expert, see ``policies.cascade_routing``.
     """
 
     experts: tuple[str, ...]
@@ -55,85 +57,7 @@ class CascadeData:
     tasks_test: Sequence[str] | None = None
     expected_cost_train: FloatArray | None = None
     expected_cost_test: FloatArray | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """Per-query outcomes of one method's settings on the test rows: score and cost (settings, m).
-
-    ``best`` is the setting that scores highest on the training rows.
-    """
-
-    score: FloatArray
-    cost: FloatArray
-    best: int
-
-    def points(self, weights: FloatArray | None = None) -> tuple[FloatArray, FloatArray]:
-        """Mean (cost, score) per setting, by ascending cost; ``weights`` (m,) of a resample."""
-        cost = np.average(self.cost, axis=1, weights=weights)
-        score = np.average(self.score, axis=1, weights=weights)
-        order = np.argsort(cost, kind="stable")
-        return cost[order], score[order]
-
-
-@dataclass(frozen=True, slots=True)
-class CascadeResult:
-    """Curves of the three methods and of the single experts, with what they are compared on."""
-
-    curves: dict[str, Curve]
-    singles: Curve
-    best_single: int
-    seed: int
-    tasks: dict[str, CascadeResult] = field(default_factory=dict)
-
-    def as_json(self, *, bootstraps: int = _BOOTSTRAPS) -> dict[str, Any]:
-        low, high = _range(self.singles)
-        target = float(self.singles.score[self.best_single].mean())
-        summaries = {
-            name: _summary(curve, low, high, target) for name, curve in self.curves.items()
-        }
-        return {
-            **summaries.pop("cascade_routing"),
-            **summaries,
-            "at_half_cost_of_best_single": self._at_half_cost(target),
-            "ci95": self._intervals(low, high, bootstraps),
-            **({"tasks": self._by_task(bootstraps)} if self.tasks else {}),
-        }
-
-    def _at_half_cost(self, target: float) -> dict[str, float]:
-        """What cascade routing scores at half of the best single expert's cost."""
-        cost = float(self.singles.cost[self.best_single].mean()) / 2.0
-        score = float(np.interp(cost, *self.curves["cascade_routing"].points()))
-        return {"cost": cost, "score": score, "score_difference": score - target}
-
-    def _by_task(self, bootstraps: int) -> dict[str, Any]:
-        """Per task: areas of all methods, their differences' intervals, and half the best cost."""
-        found: dict[str, Any] = {}
-        for name, alone in self.tasks.items():
-            low, high = _range(alone.singles)
-            areas = {key: area(*curve.points(), low, high) for key, curve in alone.curves.items()}
-            ci95 = alone._intervals(low, high, bootstraps)
-            target = float(alone.singles.score[alone.best_single].mean())
-            found[name] = {
-                "n": alone.singles.score.shape[1],
-                "auc": areas,
-                "at_half_cost_of_best_single": alone._at_half_cost(target),
-                "ci95": ci95,
-            }
-        return found
-
-    def _intervals(self, low: float, high: float, bootstraps: int) -> dict[str, dict[str, float]]:
-        """Paired bootstrap over test queries of the difference in area to each other method."""
-        rng = np.random.default_rng(self.seed)
-        m = self.singles.score.shape[1]
-        names = [name for name in self.curves if name != "cascade_routing"]
-        drawn: dict[str, list[float]] = {name: [] for name in names}
-        for _ in range(bootstraps):
-            weights = np.bincount(rng.integers(0, m, m), minlength=m).astype(np.float64)
-            own = area(*self.curves["cascade_routing"].points(weights), low, high)
-            for name in names:
-                drawn[name].append(own - area(*self.curves[name].points(weights), low, high))
-        return {f"auc_minus_{name}": _interval(np.array(drawn[name])) for name in names}
+    search: Search = "greedy"
 
 
 def evaluate_cascade(data: CascadeData, tick: Tick = lambda *_: None) -> CascadeResult:
@@ -149,14 +73,14 @@ def evaluate_cascade(data: CascadeData, tick: Tick = lambda *_: None) -> Cascade
         )
         tasks = sorted(set(train.categories) & set(test.categories))
         steps = 1 + (len(tasks) if len(tasks) > 1 else 0)
-        result = _compared(rows, (train, test), data.seed)
+        result = _compared(rows, (train, test), data)
         tick("cascade", 1, steps)
         for done, task in enumerate(tasks if len(tasks) > 1 else (), start=2):
             at = [np.flatnonzero(np.array(part.categories) == task) for part in (train, test)]
             alone = _compared(
                 (rows[0].rows(at[0]), rows[1].rows(at[1])),
                 (train.rows(at[0]), test.rows(at[1])),
-                data.seed,
+                data,
             )
             result.tasks[task] = alone
             tick("cascade", done, steps)
@@ -164,7 +88,7 @@ def evaluate_cascade(data: CascadeData, tick: Tick = lambda *_: None) -> Cascade
 
 
 def _compared(
-    rows: tuple[Recorded, Recorded], known: tuple[Estimates, Estimates], seed: int
+    rows: tuple[Recorded, Recorded], known: tuple[Estimates, Estimates], data: CascadeData
 ) -> CascadeResult:
     """All methods, each with the settings that are best on the training rows."""
     train, test = rows
@@ -173,7 +97,7 @@ def _compared(
     on_hull = upper_hull(train.cost.mean(axis=0), train.score.mean(axis=0))
     return CascadeResult(
         curves={
-            "cascade_routing": _priced_curve(rows, known, stages),
+            "cascade_routing": _priced_curve(rows, known, stages, data.search),
             "routing_alone": _priced_curve(rows, known, 1),
             "threshold_cascade": _hull_curve(
                 *threshold_cascade(train, known[0].after, test, known[1].after)
@@ -182,7 +106,7 @@ def _compared(
         },
         singles=singles,
         best_single=singles.best,
-        seed=seed,
+        seed=data.seed,
     )
 
 
@@ -250,17 +174,31 @@ def _post_answer(
     names = np.array(tasks_train)
     after_train, after_test = np.empty((n, k)), np.empty(data.score_test.shape)
     for j in range(k):
-        features = confidence_features(data.confidence_train[:, j])
+        usual = _usual(data.confidence_train[:, j])
+        features = confidence_features(_filled(data.confidence_train[:, j], usual))
         prior, score = data.quality_train[:, j], data.score_train[:, j]
         model = fit_post_answer(features, prior, score, tasks_train)
         after_test[:, j] = model.probability(
-            confidence_features(data.confidence_test[:, j]), data.quality_test[:, j], tasks_test
+            confidence_features(_filled(data.confidence_test[:, j], usual)),
+            data.quality_test[:, j],
+            tasks_test,
         )
         for f in range(_FOLDS):
             seen, held = fold != f, fold == f
             model = fit_post_answer(features[seen], prior[seen], score[seen], list(names[seen]))
             after_train[held, j] = model.probability(features[held], prior[held], list(names[held]))
     return after_train, after_test
+
+
+def _usual(confidence: FloatArray) -> float:
+    """An expert's middle confidence; 0 where it never reported one, and then it tells nothing."""
+    known = confidence[~np.isnan(confidence)]
+    return float(np.median(known)) if len(known) else 0.0
+
+
+def _filled(confidence: FloatArray, usual: float) -> FloatArray:
+    """An answer without a confidence is taken for a usual one, not for a sure one."""
+    return np.where(np.isnan(confidence), usual, confidence)
 
 
 def _expected_cost(
@@ -283,7 +221,10 @@ def _hull_curve(score: FloatArray, cost: FloatArray) -> Curve:
 
 
 def _priced_curve(
-    recorded: tuple[Recorded, Recorded], known: tuple[Estimates, Estimates], stages: int
+    recorded: tuple[Recorded, Recorded],
+    known: tuple[Estimates, Estimates],
+    stages: int,
+    search: Search = "greedy",
 ) -> Curve:
     """One setting per price, none left out.
 
@@ -292,30 +233,14 @@ def _priced_curve(
     """
     unit = float(known[0].cost.mean())
     prices = np.geomspace(3.0, 1e-4, _PRICES) / unit
-    trained = [replay(recorded[0], known[0], price, stages_max=stages) for price in prices]
+    trained, tests = (
+        [replay(*part, price, stages_max=stages, search=search) for price in prices]
+        for part in zip(recorded, known, strict=True)
+    )
     best = int(np.argmax([run.score.mean() for run in trained]))
-    tests = [replay(recorded[1], known[1], price, stages_max=stages) for price in prices]
-    return Curve(np.stack([t.score for t in tests]), np.stack([t.cost for t in tests]), best)
-
-
-def _range(singles: Curve) -> tuple[float, float]:
-    means = singles.cost.mean(axis=1)
-    return float(means.min()), float(means.max())
-
-
-def _summary(curve: Curve, low: float, high: float, target: float) -> dict[str, Any]:
-    cost, score = curve.points()
-    hull = upper_hull(cost, score)
-    return {
-        "curve": [{"cost": float(c), "score": float(s)} for c, s in zip(cost, score, strict=True)],
-        "auc": area(cost, score, low, high),
-        "aiq": area(cost[hull], score[hull], low, high),
-        "best_score": float(curve.score[curve.best].mean()),
-        "best_score_cost": float(curve.cost[curve.best].mean()),
-        "cost_at_best_single_score": cost_to_reach(cost, score, target),
-    }
-
-
-def _interval(values: FloatArray) -> dict[str, float]:
-    low, high = np.quantile(values, [0.025, 0.975])
-    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+    return Curve(
+        np.stack([run.score for run in tests]),
+        np.stack([run.cost for run in tests]),
+        best,
+        np.stack([run.ran for run in tests]),
+    )

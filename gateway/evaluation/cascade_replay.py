@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.cascade_routing import STOP, next_experts
+from policies.cascade_routing import STOP, Search, next_experts
 from policies.joint_estimates import JointEstimates, Run
 from policies.post_answer import FloatArray
 
@@ -55,19 +55,32 @@ class Estimates:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Per query (n,): score of the answer served, cost of all stages, who served, how many ran."""
+    """Per query (n,): score of the answer served, cost of all stages, who served; ``ran`` (n, k):
+    which experts answered."""
 
     score: FloatArray
     cost: FloatArray
     served: IntArray
-    stages: IntArray
+    ran: NDArray[np.bool_]
+
+    @property
+    def stages(self) -> IntArray:
+        """How many answered, (n,)."""
+        return np.asarray(self.ran.sum(axis=1))
 
 
-def replay(recorded: Recorded, known: Estimates, price: float, *, stages_max: int) -> Outcome:
+def replay(
+    recorded: Recorded,
+    known: Estimates,
+    price: float,
+    *,
+    stages_max: int,
+    search: Search = "greedy",
+) -> Outcome:
     """Run every query at one price of a unit of cost."""
-    n, _ = recorded.score.shape
+    n, k = recorded.score.shape
     paid, served = np.zeros(n), np.zeros(n, dtype=np.int64)
-    ran = np.zeros(n, dtype=np.int64)
+    ran = np.zeros((n, k), dtype=bool)
     waiting: list[tuple[str, Run, IntArray]] = [
         (name, (), rows) for name, rows in _by_category(known.categories)
     ]
@@ -79,15 +92,14 @@ def replay(recorded: Recorded, known: Estimates, price: float, *, stages_max: in
             chosen = np.full(len(rows), STOP)
         else:
             cost = _cost_now(run, known.cost[rows], recorded.cost[rows])
-            chosen = next_experts(
-                joint, run, quality, cost, price, stages_left=stages_max - len(run)
-            )
+            left = stages_max - len(run)
+            chosen = next_experts(joint, run, quality, cost, price, stages_left=left, search=search)
         stopped = chosen == STOP
         ended = rows[stopped]
         if len(ended):
             columns = np.array(run)
             served[ended] = columns[quality[stopped][:, columns].argmax(axis=1)]
-            ran[ended] = len(run)
+            ran[np.ix_(ended, columns)] = True
         for expert in np.unique(chosen[~stopped]):
             going = rows[chosen == expert]
             paid[going] += recorded.cost[going, expert]

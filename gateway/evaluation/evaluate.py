@@ -13,15 +13,18 @@ from numpy.typing import NDArray
 
 from experts.errors import ArtifactError, ConfigError
 from gateway.evaluation.cascade import CascadeData, evaluate_cascade
-from gateway.evaluation.measure import measure
-from gateway.evaluation.scored import Known, Scored
+from gateway.evaluation.cascade_result import CascadeResult
+from gateway.evaluation.intervals import Interval
+from gateway.evaluation.measure import measure, router_area
+from gateway.evaluation.scored import Known, Scored, routed
+from policies.cascade_routing import Search
 from policies.frontier import chosen, mix_for_budget, solve_frontier
 from routers.artifact import Artifact, check_embedder, load_artifact
 from routers.classifier import RouterModel
 from routers.embedder import DEFAULT_EMBEDDER, Embedder, load_embedder
 from routers.estimate import estimates
 from routers.fit import one_thread
-from routers.outcome_train import TrainedRouter, embedded, train_on_outcomes
+from routers.outcome_train import embedded, train_on_outcomes
 from routers.outcomes import Outcomes, read_outcomes, text_keys
 from routers.quality import QualityModel
 from routers.quality_record import Evidence
@@ -52,6 +55,7 @@ class EvaluateOptions:
     embedder: str = DEFAULT_EMBEDDER
     seed: int = 0
     train_share: float = 1.0
+    cascade_search: Search = "greedy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ class _Router:
     experts: tuple[str, ...]
     evidence: Evidence
     embedder: Embedder
-    trained: TrainedRouter | None
+    admitted: tuple[str, ...]
 
 
 def evaluate(
@@ -97,8 +101,9 @@ def evaluate(
     with one_thread():
         scored = _scored(router, test, progress)
         result = measure(scored, options.budgets, options.seed)
-        if (found := _cascade(router, scored, options.seed, progress)) is not None:
-            result["cascade"] = found
+        if (found := _cascade(router, scored, options, progress)) is not None:
+            result["cascade"] = found.as_json()
+            result["ci95"] |= _cascade_intervals(found, scored)
         result["latency_ms"] = _latency(router, scored)
     return Evaluation({"dataset": data.name, **result, **_origin(options, data, router)}, scored)
 
@@ -112,7 +117,7 @@ def _origin(options: EvaluateOptions, data: Outcomes, router: _Router) -> dict[s
         "incomplete_left_out": data.incomplete,
         "seed": options.seed,
         "embedder": router.embedder.id,
-        "admitted": None if router.trained is None else list(router.trained.admitted),
+        "admitted": list(router.admitted),
     }
 
 
@@ -145,7 +150,14 @@ def _loaded(artifact: Artifact, folder: Path, embedder: Embedder | None) -> _Rou
         )
     embedder = embedder or load_embedder(artifact.manifest.embedder.id)
     check_embedder(folder, artifact.manifest, embedder)
-    return _Router(artifact.model, quality.model, quality.experts, quality.evidence, embedder, None)
+    return _Router(
+        artifact.model,
+        quality.model,
+        quality.experts,
+        quality.evidence,
+        embedder,
+        quality.record.admitted,
+    )
 
 
 def _unseen(data: Outcomes, router: _Router, folder: Path) -> Outcomes:
@@ -169,7 +181,8 @@ def _unseen(data: Outcomes, router: _Router, folder: Path) -> Outcomes:
 def _training_rows(options: EvaluateOptions, data: Outcomes) -> tuple[Outcomes, Outcomes]:
     assert options.train is not None
     if options.train.resolve() == options.data.resolve():
-        rest, held = split_by_prompt(data, options.holdout or HOLDOUT_DEFAULT, options.seed)
+        holdout = HOLDOUT_DEFAULT if options.holdout is None else options.holdout
+        rest, held = split_by_prompt(data, holdout, options.seed)
         return _selected(data.rows(rest), options), data.rows(held)
     if options.holdout is not None:
         raise ConfigError(
@@ -221,7 +234,12 @@ def _trained(
     embedder = embedder or load_embedder(options.embedder)
     trained = train_on_outcomes(rows, embedder, seed=options.seed, progress=progress)
     return _Router(
-        trained.classifier, trained.quality, rows.experts, trained.evidence, embedder, trained
+        trained.classifier,
+        trained.quality,
+        rows.experts,
+        trained.evidence,
+        embedder,
+        trained.admitted,
     )
 
 
@@ -250,29 +268,37 @@ def _scored(router: _Router, test: Outcomes, progress: Progress) -> Scored:
 
 
 def _cascade(
-    router: _Router, scored: Scored, seed: int, progress: Progress
-) -> dict[str, Any] | None:
-    """None without confidences on both sides; a saved artifact keeps none of its training rows'."""
-    test, trained = scored.outcomes, router.trained
-    if trained is None or test.confidence is None or trained.outcomes.confidence is None:
+    router: _Router, scored: Scored, options: EvaluateOptions, progress: Progress
+) -> CascadeResult | None:
+    """None without confidences on both sides."""
+    test, evidence = scored.outcomes, router.evidence
+    if test.confidence is None or evidence.confidence is None:
         return None
-    rows, evidence = trained.outcomes, router.evidence
-    assert rows.confidence is not None
     data = CascadeData(
-        experts=rows.experts,
-        score_train=rows.score,
+        experts=router.experts,
+        score_train=evidence.score,
         score_test=test.score,
-        cost_train=rows.cost,
+        cost_train=evidence.cost,
         cost_test=test.cost,
-        confidence_train=rows.confidence,
+        confidence_train=evidence.confidence,
         confidence_test=test.confidence,
         quality_train=evidence.quality,
         quality_test=scored.quality,
-        seed=seed,
+        seed=options.seed,
+        search=options.cascade_search,
     )
-    if rows.categories is not None and test.categories is not None:
-        data = replace(data, tasks_train=rows.categories, tasks_test=test.categories)
-    return evaluate_cascade(data, progress).as_json()
+    names = router.classifier.trained_categories
+    if test.categories is not None and not set(names).isdisjoint(test.categories):
+        tasks = tuple(names[label] for label in evidence.labels)
+        data = replace(data, tasks_train=tasks, tasks_test=test.categories)
+    return evaluate_cascade(data, progress)
+
+
+def _cascade_intervals(found: CascadeResult, scored: Scored) -> dict[str, Interval]:
+    """Cascade routing from the best single expert, and its area over the router's."""
+    corners = [routed(scored, corner) for corner in scored.corners]
+    over = found.area_over(lambda weights: router_area(scored, corners, weights))
+    return {**found.from_best_single(), "cascade_auc_minus_router": over}
 
 
 def _latency(router: _Router, scored: Scored) -> dict[str, float]:

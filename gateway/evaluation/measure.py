@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 from gateway.evaluation.baselines import baselines, category_columns, map_at_budget
 from gateway.evaluation.calibration import calibration
 from gateway.evaluation.curve_metrics import area, cost_to_reach, upper_hull
-from gateway.evaluation.pair_metrics import apgr, call_performance_threshold, gap_recovered
+from gateway.evaluation.intervals import Interval, resampled, resampled_mean, resampled_rows
+from gateway.evaluation.pair_metrics import (
+    GAP_MIN,
+    apgr,
+    call_performance_threshold,
+    gap_recovered,
+)
 from gateway.evaluation.scored import Choice, Scored, routed
 from policies.frontier import best_corner, mix_for_budget
 
@@ -22,19 +28,18 @@ __all__ = [
     "domain_preference",
     "measure",
     "preference",
+    "router_area",
     "router_figures",
 ]
 
 FloatArray = NDArray[np.float64]
-Draw = Callable[[FloatArray], float]
-
-_RESAMPLES: Final = 2000
-_CURVE_RESAMPLES: Final = 500
 
 
 def measure(scored: Scored, budgets: Sequence[float], seed: int) -> dict[str, Any]:
     """Baselines, curve, budgets, calibration and intervals; see docs/evaluation.md."""
     base = baselines(scored)
+    single = base["best_single"]
+    assert single is not None
     corners = [routed(scored, corner) for corner in scored.corners]
     best = routed(scored, best_corner(scored.corners))
     return {
@@ -46,7 +51,12 @@ def measure(scored: Scored, budgets: Sequence[float], seed: int) -> dict[str, An
         "router": router_figures(scored, seed),
         "at_budget": {f"{budget:g}": at_budget(scored, corners, budget) for budget in budgets},
         "calibration": calibration(scored.outcomes.experts, scored.quality, scored.outcomes.score),
-        "ci95": _intervals(scored, base, corners, best, seed),
+        "ci95": _intervals(scored, base, single, corners, best, seed)
+        | {
+            name: interval
+            for budget in budgets
+            for name, interval in _budget_intervals(scored, single, corners, budget, seed).items()
+        },
     }
 
 
@@ -101,19 +111,23 @@ def _singles_hull(
 
 def at_budget(scored: Scored, corners: Sequence[Choice], budget: float) -> dict[str, Any]:
     """Router, zero router and category map at a mean cost per query."""
-    mix = mix_for_budget(scored.corners, budget)
-    cheap = corners[scored.corners.index(mix.cheap)]
-    dear = corners[scored.corners.index(mix.dear)]
     cost, score = _singles_hull(scored)
     mapped = map_at_budget(scored, budget)
     return {
-        "router": cheap.mixed(dear, mix.share).as_json(),
+        "router": _within(scored, corners, budget).as_json(),
         "zero_router": {
             "score": float(np.interp(budget, cost, score)),
             "cost": float(np.clip(budget, cost[0], cost[-1])),
         },
         "map": None if mapped is None else mapped.as_json(),
     }
+
+
+def _within(scored: Scored, corners: Sequence[Choice], budget: float) -> Choice:
+    """The router at a mean cost per query, as training rows solve it."""
+    mix = mix_for_budget(scored.corners, budget)
+    cheap = corners[scored.corners.index(mix.cheap)]
+    return cheap.mixed(corners[scored.corners.index(mix.dear)], mix.share)
 
 
 # --- two experts ----------------------------------------------------------------------------------
@@ -127,6 +141,11 @@ def _pair(scored: Scored) -> tuple[int, int]:
     """Columns of the strong and the weak expert: the better of the two on training rows first."""
     strong = scored.known.best_single
     return strong, 1 - strong
+
+
+def _has_gap(scored: Scored) -> bool:
+    """Whether the two experts of a pair differ in score on these queries."""
+    return abs(float(preference(scored)[1].sum())) >= GAP_MIN
 
 
 def preference(scored: Scored) -> tuple[FloatArray, FloatArray]:
@@ -148,9 +167,12 @@ def domain_preference(scored: Scored) -> FloatArray | None:
 
 
 def _pair_figures(scored: Scored, seed: int) -> dict[str, Any]:
-    recovered = gap_recovered(*preference(scored), seed)
+    """None where there is no gap to recover."""
+    if not _has_gap(scored):
+        return dict.fromkeys(("apgr", "cpt50", "cpt80", "domain_map_apgr"))
+    ours, gain = preference(scored)
+    recovered = gap_recovered(ours, gain, seed)
     domain = domain_preference(scored)
-    gain = preference(scored)[1]
     return {
         "apgr": apgr(recovered),
         "cpt50": call_performance_threshold(recovered, 0.5),
@@ -165,55 +187,73 @@ def _pair_figures(scored: Scored, seed: int) -> dict[str, Any]:
 def _intervals(
     scored: Scored,
     base: Mapping[str, Choice | None],
+    single: Choice,
     corners: Sequence[Choice],
     best: Choice,
     seed: int,
-) -> dict[str, dict[str, float]]:
-    """Paired bootstrap over queries: differences from best_single, and of areas and APGR."""
-    single = base["best_single"]
-    assert single is not None
+) -> dict[str, Interval]:
+    """Differences from best_single, and of best scores, areas and APGR."""
     found = {
-        name: _resampled_mean(choice.score - single.score, seed)
+        name: resampled_mean(choice.score - single.score, seed)
         for name, choice in {**base, "router_best_score": best}.items()
         if choice is not None and name != "best_single"
     }
     if (mapped := base["domain_map"]) is not None:
-        found["router_best_score_minus_domain_map"] = _resampled_mean(
+        found["router_best_score_minus_domain_map"] = resampled_mean(
             best.score - mapped.score, seed
         )
-    found["router_auc_minus_zero_router"] = _resampled(
+    found["router_auc_minus_zero_router"] = resampled(
         lambda weights: auc_gain(scored, corners, weights), len(scored), seed
     )
     domain = domain_preference(scored) if _is_pair(scored) else None
-    if domain is not None:
-        found["apgr_minus_domain_map"] = _apgr_interval(scored, domain, seed)
+    if domain is not None and _has_gap(scored):
+        found["apgr_minus_domain_map"] = resampled_rows(
+            lambda rows: apgr_gain(scored, domain, rows, seed), len(scored), seed
+        )
     return found
+
+
+def _budget_intervals(
+    scored: Scored, single: Choice, corners: Sequence[Choice], budget: float, seed: int
+) -> dict[str, Interval]:
+    """What ``at_budget`` scores less best_single, and the router less the rest.
+
+    The zero router is given the cost that the router really has on these queries, which can be
+    above or below the budget: the budget is met on training rows.
+    """
+    at = f"at_{budget:g}"
+    router, mapped = _within(scored, corners, budget), map_at_budget(scored, budget)
+
+    def zero(cost: float, weights: FloatArray) -> float:
+        return float(np.interp(cost, *_singles_hull(scored, weights)))
+
+    def zero_gain(weights: FloatArray) -> float:
+        return zero(budget, weights) - float(np.average(single.score, weights=weights))
+
+    def over_zero(weights: FloatArray) -> float:
+        score, cost = (float(np.average(v, weights=weights)) for v in (router.score, router.cost))
+        return score - zero(cost, weights)
+
+    found = {
+        f"router_{at}": resampled_mean(router.score - single.score, seed),
+        f"zero_router_{at}": resampled(zero_gain, len(scored), seed),
+        f"router_{at}_minus_zero_router": resampled(over_zero, len(scored), seed),
+    }
+    if mapped is not None:
+        found[f"map_{at}"] = resampled_mean(mapped.score - single.score, seed)
+        found[f"router_{at}_minus_map"] = resampled_mean(router.score - mapped.score, seed)
+    return found
+
+
+def router_area(scored: Scored, corners: Sequence[Choice], weights: FloatArray) -> float:
+    """Area under the router's curve, queries weighted [n]."""
+    return area(*_points(corners, weights), *_cost_range(scored, weights))
 
 
 def auc_gain(scored: Scored, corners: Sequence[Choice], weights: FloatArray) -> float:
     """Area of the router less the zero router's, queries weighted [n]."""
-    limits = _cost_range(scored, weights)
-    return area(*_points(corners, weights), *limits) - area(
-        *_singles_hull(scored, weights), *limits
-    )
-
-
-def _resampled_mean(differences: FloatArray, seed: int) -> dict[str, float]:
-    rng = np.random.default_rng(seed)
-    n = len(differences)
-    means = np.array(
-        [differences[rng.integers(0, n, n)].mean() for _ in range(_RESAMPLES)], dtype=np.float64
-    )
-    return _interval(float(differences.mean()), means)
-
-
-def _resampled(figure: Draw, n: int, seed: int) -> dict[str, float]:
-    rng = np.random.default_rng(seed)
-    drawn = [
-        figure(np.bincount(rng.integers(0, n, n), minlength=n).astype(np.float64))
-        for _ in range(_CURVE_RESAMPLES)
-    ]
-    return _interval(figure(np.ones(n)), np.array(drawn))
+    zero = area(*_singles_hull(scored, weights), *_cost_range(scored, weights))
+    return router_area(scored, corners, weights) - zero
 
 
 def apgr_gain(scored: Scored, rival: FloatArray, rows: NDArray[np.int64], seed: int) -> float:
@@ -221,14 +261,3 @@ def apgr_gain(scored: Scored, rival: FloatArray, rows: NDArray[np.int64], seed: 
     ours, gain = preference(scored)
     recovered = gap_recovered(ours[rows], gain[rows], seed)
     return apgr(recovered) - apgr(gap_recovered(rival[rows], gain[rows], seed))
-
-
-def _apgr_interval(scored: Scored, domain: FloatArray, seed: int) -> dict[str, float]:
-    rng, n = np.random.default_rng(seed), len(scored)
-    drawn = [apgr_gain(scored, domain, rng.integers(0, n, n), seed) for _ in range(_RESAMPLES)]
-    return _interval(apgr_gain(scored, domain, np.arange(n), seed), np.array(drawn))
-
-
-def _interval(value: float, drawn: FloatArray) -> dict[str, float]:
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
-    return {"difference": value, "low": float(low), "high": float(high)}

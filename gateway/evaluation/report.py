@@ -19,10 +19,14 @@ from policies.frontier import best_corner
 __all__ = ["html_report", "write_report"]
 
 _STYLE: Final = """body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:
-0 1rem;color:#222}table{border-collapse:collapse;margin:.5rem 0}td,th{padding:.2rem .7rem;text-align
-:right;border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}svg text{font:12px
-system-ui}pre{white-space:pre-wrap;background:#f6f6f6;padding:.6rem;max-height:14rem;overflow:auto}
+0 1rem;color:#222}div.wide{overflow-x:auto}table{border-collapse:collapse;margin:.5rem 0}td,th{
+padding:.2rem .7rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}td:first-child,
+th:first-child{text-align:left}svg text{font:12px system-ui,sans-serif;
+paint-order:stroke;stroke:#fff;stroke-width:3px}figure{display:inline-block;
+margin:0 .5rem .5rem 0}figcaption{font-size:13px}pre{white-space:pre-wrap;background:#f6f6f6;padding
+:.6rem;max-height:14rem;overflow:auto}
 """
+_OWN_ROWS: Final = {"router_best_score": "router", "cascade_best_score": "cascade"}
 _WORST: Final = 15
 _PROMPT_CHARS: Final = 1_500
 
@@ -41,20 +45,25 @@ def html_report(evaluation: Evaluation) -> str:
     facts = (
         f"{result['n']} held-out queries, {len(result['experts'])} experts, "
         f"{result['training_rows']} training rows, seed {result['seed']}; "
-        f"cost in {result['cost_unit']}"
+        f"cost unit: {result['cost_unit']}"
     )
     parts = [
         f"<h1>{html.escape(result['dataset'])}</h1><p>{html.escape(facts)}</p>",
         "<h2>Cost and quality</h2>",
         _curve_plot(result, scored),
         _baseline_table(result),
-        "<h2>By category</h2>",
+        _figures_table(result),
+        _budget_table(result),
+        "<h2>By category</h2><p>Mean score of every expert, of the router at its best, and of the "
+        "expert that is best in the category and for each query by these queries themselves.</p>",
         _category_table(scored),
-        "<h2>Reliability</h2><p>Mean score of the queries whose estimate falls into each tenth. "
-        "On the diagonal, estimates can be taken at their word.</p>",
-        _reliability_plot(scored),
+        _cascade_table(result),
+        "<h2>Reliability</h2><p>Mean score of the queries whose estimate falls into each tenth; "
+        "the larger the dot, the more queries. On the diagonal, estimates can be taken at their "
+        "word. ECE is the mean distance from it.</p>",
+        _reliability_plots(result, scored),
         "<h2>Worst regrets</h2><p>Where the router was surest of an expert that failed, while "
-        "another one answered. Estimates are in brackets.</p>",
+        "another one did not. Estimates are in brackets.</p>",
         _regrets(scored),
     ]
     return (
@@ -95,19 +104,76 @@ def _curve_plot(result: Mapping[str, Any], scored: Scored) -> str:
 
 
 def _baseline_table(result: Mapping[str, Any]) -> str:
-    router = result["router"]
-    rows = {
-        **result["baselines"],
-        "router_best_score": {"score": router["best_score"], "cost": router["best_score_cost"]},
+    own = {
+        name: {"score": result[key]["best_score"], "cost": result[key]["best_score_cost"]}
+        for name, key in _OWN_ROWS.items()
+        if key in result
     }
-    cells = []
-    for name, row in rows.items():
-        if row is None:
-            continue
-        ci = result["ci95"].get(name)
-        gain = f"{ci['difference']:+.4f} ({ci['low']:+.4f} to {ci['high']:+.4f})" if ci else ""
-        cells.append([name.replace("_", " "), f"{row['score']:.4f}", f"{row['cost']:.4g}", gain])
+    cells = [
+        [_words(name), f"{row['score']:.4f}", f"{row['cost']:.4g}", _interval(result, name)]
+        for name, row in (result["baselines"] | own).items()
+        if row is not None
+    ]
     return _table(["", "score", "cost", "from best single, 95 %"], cells)
+
+
+def _figures_table(result: Mapping[str, Any]) -> str:
+    """What describes a whole curve, for every method that has one."""
+    cascade = result.get("cascade", {})
+    methods = {
+        "router": result["router"],
+        "zero router": result["zero_router"],
+        "cascade": cascade,
+        "threshold cascade": cascade.get("threshold_cascade"),
+    }
+    heads = {
+        "auc": "area",
+        "aiq": "AIQ",
+        "cost_at_best_single_score": "cost at best single's score",
+        "apgr": "APGR",
+        "cpt50": "CPT50, %",
+        "cpt80": "CPT80, %",
+    }
+    kept = [key for key in heads if key in result["router"]]
+    rows = [
+        [name, *(_cell(key, found) for key in kept)] for name, found in methods.items() if found
+    ]
+    return _table(["", *(heads[key] for key in kept)], rows)
+
+
+def _cell(key: str, found: Mapping[str, Any]) -> str:
+    """A figure, ``never`` for one that the curve does not reach, nothing where there is none."""
+    if key not in found:
+        return ""
+    return "never" if found[key] is None else f"{found[key]:.4g}"
+
+
+def _budget_table(result: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            f"{budget}: {_words(name)}",
+            f"{row['score']:.4f}",
+            f"{row['cost']:.4g}",
+            _interval(result, f"{name}_at_{budget}"),
+            _interval(result, f"router_at_{budget}_minus_{name}"),
+        ]
+        for budget, ways in result["at_budget"].items()
+        for name, row in ways.items()
+        if row is not None
+    ]
+    head = ["at a budget of", "score", "cost", "from best single, 95 %", "router from it, 95 %"]
+    return _table(head, rows) if rows else ""
+
+
+def _interval(result: Mapping[str, Any], name: str) -> str:
+    found = result["ci95"].get(name)
+    if found is None:
+        return ""
+    return f"{found['difference']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f})"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _category_table(scored: Scored) -> str:
@@ -125,34 +191,75 @@ def _category_table(scored: Scored) -> str:
             [
                 name,
                 str(int(inside.sum())),
-                *(f"{mean:.3f}" for mean in means),
                 f"{routed[inside].mean():.3f}",
-                f"{outcomes.score[inside].max(axis=1).mean():.3f}",
                 outcomes.experts[int(favourite)],
+                f"{means.max():.3f}",
+                f"{outcomes.score[inside].max(axis=1).mean():.3f}",
+                *(f"{mean:.3f}" for mean in means),
             ]
         )
     return _table(
-        ["category", "queries", *outcomes.experts, "router", "query oracle", "router's favourite"],
+        [
+            "category",
+            "queries",
+            "router",
+            "router's favourite",
+            "category oracle",
+            "query oracle",
+            *outcomes.experts,
+        ],
         rows,
     )
 
 
-def _reliability_plot(scored: Scored) -> str:
-    series = [Series("perfect", [(0.0, 0.0), (1.0, 1.0)], dashed=True)]
+def _cascade_table(result: Mapping[str, Any]) -> str:
+    """Areas of cascade routing and of what it has to beat, category by category."""
+    tasks = result.get("cascade", {}).get("tasks", {})
+    if not tasks:
+        return ""
+    rivals = ("routing_alone", "threshold_cascade", "zero_router")
+    rows = []
+    for name, task in tasks.items():
+        cells = [name, str(task["n"]), f"{task['auc']['cascade_routing']:.4f}"]
+        for rival in rivals:
+            ci = task["ci95"][f"auc_minus_{rival}"]
+            cells.append(f"{task['auc'][rival]:.4f} ({ci['low']:+.4f} to {ci['high']:+.4f})")
+        rows.append(cells)
+    title = (
+        "<p>Areas of each category alone; in brackets, by how much cascade routing is ahead, 95 %."
+        "</p>"
+    )
+    head = ["category", "queries", "cascade routing", *map(_words, rivals)]
+    return title + _table(head, rows)
+
+
+def _reliability_plots(result: Mapping[str, Any], scored: Scored) -> str:
+    """One small diagram per expert."""
+    diagonal = Series("", [(0.0, 0.0), (1.0, 1.0)], dashed=True)
+    parts = []
     for k, name in enumerate(scored.outcomes.experts):
         bins = reliability(scored.quality[:, k], scored.outcomes.score[:, k])
-        series.append(Series(name, [(b["estimated"], b["scored"]) for b in bins]))
-    return plot(series, "estimated", "scored")
+        dots = Series(
+            "",
+            [(b["estimated"], b["scored"]) for b in bins],
+            line=False,
+            radii=[2.0 + 10.0 * float(np.sqrt(b["share"])) for b in bins],
+        )
+        drawn = plot([diagonal, dots], "estimated", "scored", size=(300, 240), limits=(0.0, 1.0))
+        found = result["calibration"][name]
+        caption = f"{name}: ECE {found['ece']:.3f}, Brier {found['brier']:.3f}"
+        parts.append(f"<figure>{drawn}<figcaption>{html.escape(caption)}</figcaption></figure>")
+    return "".join(parts)
 
 
 def _regrets(scored: Scored) -> str:
     outcomes = scored.outcomes
     columns = columns_at(scored, best_corner(scored.corners))
     rows = np.arange(len(scored))
-    best = outcomes.score.argmax(axis=1)
+    top = outcomes.score >= outcomes.score.max(axis=1, keepdims=True)
+    best = np.where(top, scored.quality, -1.0).argmax(axis=1)
     regret = outcomes.score[rows, best] - outcomes.score[rows, columns]
-    lead = scored.quality[rows, columns] - scored.quality[rows, best]
-    order = np.lexsort((outcomes.query_ids, -lead, -regret))[:_WORST]
+    order = np.lexsort((outcomes.query_ids, -scored.quality[rows, columns], -regret))[:_WORST]
     parts = []
     for i in order:
         if regret[i] <= 0:
@@ -173,4 +280,4 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     body = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
     )
-    return f"<table><tr>{top}</tr>{body}</table>"
+    return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'

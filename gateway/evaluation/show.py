@@ -25,18 +25,13 @@ def show_evaluation(result: dict[str, Any]) -> None:
             for name, row in rows.items()
             if row is not None
         )
-        console.print(f"budget {budget}: {cells}")
+        over = _interval(result["ci95"][f"router_at_{budget}_minus_zero_router"])
+        console.print(f"budget {budget}: {cells}; router from zero router {over}")
     if "apgr" in (router := result["router"]):
-        console.print(
-            f"APGR {router['apgr']:.4f} (true categories: {_figure(router['domain_map_apgr'])}), "
-            f"CPT50 {_figure(router['cpt50'])} %, CPT80 {_figure(router['cpt80'])} %"
-        )
+        domain = _figure(router["domain_map_apgr"], "none given")
+        console.print(f"{_pair_line(router)} (APGR of the true categories: {domain})")
     if (cascade := result.get("cascade")) is not None:
-        console.print(
-            f"cascade: area {cascade['auc']:.4f}, best {cascade['best_score']:.4f} at "
-            f"{cascade['best_score_cost']:.4g}, best single's score at "
-            f"{_figure(cascade['cost_at_best_single_score'])}"
-        )
+        console.print(_cascade_line(result, cascade))
     latency = result["latency_ms"]
     console.print(f"a decision takes {latency['p50']:.1f} ms (p50), {latency['p99']:.1f} ms (p99)")
 
@@ -48,6 +43,11 @@ def _table(result: dict[str, Any]) -> Table:
         **result["baselines"],
         "router_best_score": {"score": router["best_score"], "cost": router["best_score_cost"]},
     }
+    if (cascade := result.get("cascade")) is not None:
+        rows["cascade_best_score"] = {
+            "score": cascade["best_score"],
+            "cost": cascade["best_score_cost"],
+        }
     for name, row in rows.items():
         if row is not None:
             table.add_row(
@@ -69,11 +69,29 @@ def _curve_line(result: dict[str, Any]) -> str:
     )
 
 
+def _pair_line(found: dict[str, Any]) -> str:
+    """Two experts: none of it where they score the same on these queries."""
+    return (
+        f"APGR {_figure(found['apgr'], 'none: no gap between the two')}, "
+        f"CPT50 {_figure(found['cpt50'])} %, CPT80 {_figure(found['cpt80'])} %"
+    )
+
+
+def _cascade_line(result: dict[str, Any], cascade: dict[str, Any]) -> str:
+    pair = f"; {_pair_line(cascade)}" if "apgr" in cascade else ""
+    return (
+        f"cascade: area {cascade['auc']:.4f}, from the router "
+        f"{_interval(result['ci95']['cascade_auc_minus_router'])}, from the threshold cascade "
+        f"{_interval(cascade['ci95']['auc_minus_threshold_cascade'])}; best single's score at cost "
+        f"{_figure(cascade['cost_at_best_single_score'])}{pair}"
+    )
+
+
 def _interval(found: dict[str, float] | None) -> str:
     if found is None:
         return ""
     return f"{found['difference']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f})"
 
 
-def _figure(value: float | None) -> str:
-    return "never" if value is None else f"{value:.4g}"
+def _figure(value: float | None, missing: str = "never") -> str:
+    return missing if value is None else f"{value:.4g}"

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 
 from deployments.embedded_valkey import EmbeddedValkey
@@ -23,7 +24,7 @@ pytestmark = [
     pytest.mark.timeout(600),
 ]
 
-RECOVERY_S = 150.0
+RECOVERY_S = 300.0
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def store() -> Iterator[EmbeddedValkey]:
     """The operator's own server, named by ``state.redis_url``."""
     server = EmbeddedValkey()
     server.start()
-    server.wait_ready(timeout_s=10)
+    server.wait_ready(timeout_s=60)
     yield server
     server.stop()
 
@@ -59,7 +60,7 @@ def body(text: str = "Say hello.", **more: Any) -> dict[str, Any]:
 
 
 async def answer_status(stack: Stack) -> int:
-    async with httpx.AsyncClient(timeout=30) as http:
+    async with httpx.AsyncClient(timeout=60) as http:
         return (await http.post(f"{stack.url}/chat/completions", json=body())).status_code
 
 
@@ -77,14 +78,18 @@ async def test_the_store_goes_away_and_comes_back(stack: Stack, store: EmbeddedV
     async with httpx.AsyncClient(timeout=30) as http:
         for _ in range(5):
             assert await answer_status(stack) == 200  # on the last known hosts
-        ready = (await http.get(f"{base}/health/ready")).json()
-        assert "state" in ready["degraded"]
+
+        async def degraded() -> set[str]:
+            return set((await http.get(f"{base}/health/ready")).json()["degraded"])
+
+        async with asyncio.timeout(60):
+            while "state" not in await degraded():  # noqa: ASYNC110 - another process is awaited
+                await asyncio.sleep(0.2)
         store.start()
-        store.wait_ready(timeout_s=10)
-        deadline = time.monotonic() + 20
-        while (await http.get(f"{base}/health/ready")).json()["degraded"]:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.2)
+        store.wait_ready(timeout_s=60)
+        async with asyncio.timeout(60):
+            while await degraded():  # noqa: ASYNC110
+                await asyncio.sleep(0.2)
     assert await answer_status(stack) == 200
 
 
@@ -113,10 +118,11 @@ async def test_a_host_killed_while_idle_is_refused_at_once_and_replaced(stack: S
     started = time.monotonic()
     async with httpx.AsyncClient(timeout=30) as http:
         reply = await http.post(f"{stack.url}/chat/completions", json=body())
-    assert time.monotonic() - started < 5
+    refused_s = time.monotonic() - started
     assert reply.status_code in (502, 503)
     assert reply.json()["error"]["code"] in ("host_lost", "host_unavailable")
-    await until_served(stack)
+    replaced_s = await until_served(stack)
+    assert refused_s < replaced_s / 2, "nobody is kept waiting for the next replica"
 
 
 async def test_an_engine_that_dies_takes_its_host_along(stack: Stack) -> None:
@@ -125,11 +131,12 @@ async def test_an_engine_that_dies_takes_its_host_along(stack: Stack) -> None:
     (engine,) = (p for p in replica.children() if "EngineCor" in p.name())
     engine.kill()
     await until_served(stack)
+    assert await asyncio.to_thread(psutil.wait_procs, [replica], 60) == ([replica], [])
     assert stack.replica().pid != replica.pid
 
 
 async def test_a_gateway_worker_that_dies_is_started_again(stack: Stack) -> None:
-    (worker,) = (p for p in stack.processes() if "gateway.worker" in p.cmdline())
+    (worker,) = stack.processes("gateway.worker")
     worker.kill()
     started = time.monotonic()
     while True:
@@ -138,7 +145,7 @@ async def test_a_gateway_worker_that_dies_is_started_again(stack: Stack) -> None
                 break
         except httpx.TransportError:
             pass
-        assert time.monotonic() - started < 30
+        assert time.monotonic() - started < RECOVERY_S
         await asyncio.sleep(0.2)
 
 

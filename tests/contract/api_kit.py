@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ import httpx2
 import msgspec
 from anthropic import AsyncAnthropic
 
+from experts.scripted import Script, ScriptedBackend
 from experts.types import Capability
 from gateway.app import HttpLimits
 from gateway.openai_http import KeepAlive
@@ -34,15 +36,52 @@ def api_gateway(folder: Path, **options: Any) -> Gateway:
         spec("final", "fixed?text=the strong final answer"),
         spec("broken", "fail?status=500"),
         spec("cut", "disconnect?after=2"),
-        spec("late", "fixed?text=done&delay_ms=120"),
-        spec("late-broken", "disconnect?after=0&delay_ms=120"),
+        spec("late"),
+        spec("late-broken"),
     ]
     policies = {"auto": PLAIN_POLICY, "casc": CASCADE_POLICY}
     return make_gateway(folder, experts, policies=policies, **options)
 
 
-def quick_keep_alive() -> HttpLimits:
-    return HttpLimits(keep_alive=KeepAlive(30, 30))
+class Patience:
+    """Experts that make ready until their caller has been told twice to wait, however long a
+    machine takes over either. The application of a gateway with ``late`` and ``late-broken``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._told = 0
+        self._enough = asyncio.Event()
+        scripts = {
+            "late": "fixed?text=done&delay_ms=1",
+            "late-broken": "disconnect?after=0&delay_ms=1",
+        }
+        gateway = api_gateway(
+            folder,
+            http_limits=HttpLimits(keep_alive=KeepAlive(20, 20)),
+            backends={
+                name: ScriptedBackend(Script.parse(script), sleep=self._make_ready)
+                for name, script in scripts.items()
+            },
+        )
+        self._app = gateway.app
+
+    async def _make_ready(self, _: float) -> None:
+        async with asyncio.timeout(30):
+            await self._enough.wait()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """One request at a time."""
+        self._told = 0
+        self._enough.clear()
+
+        async def counting(message: Any) -> None:
+            await send(message)
+            if message["type"] == "http.response.body":
+                self._told += 1
+                if self._told == 2:
+                    self._enough.set()
+
+        await self._app(scope, receive, counting)
 
 
 @asynccontextmanager

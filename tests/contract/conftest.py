@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import secrets
 import signal
 import socket
@@ -17,16 +18,28 @@ import redis
 from deployments.embedded_valkey import EmbeddedValkey
 from deployments.store import StateStore
 
-READY_S = 10.0
+READY_S = 30.0
+PORTS = range(20_000, 32_000)  # below those that systems give away, above those of Ray's workers
+
+
+def unclaimed_port() -> int:
+    """A port that nobody is given while its server is down, and from which no client of it could
+    happen to connect to itself."""
+    for port in random.SystemRandom().sample(PORTS, 100):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError(f"a hundred ports of {PORTS} are all in use")
 
 
 class PlainServer:
     """A stand-alone valkey-server with a configuration file, no password, on a port of its own."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = unclaimed_port()
         self._config = folder / "valkey.conf"
         self._config.write_text(
             f'bind 127.0.0.1\nport {self.port}\nsave ""\nappendonly no\ndir {folder}\n'
@@ -47,6 +60,7 @@ class PlainServer:
             while not _answers(client):
                 assert self._process.poll() is None, self._log.read_text()
                 assert time.monotonic() < deadline, "the server did not answer"
+                time.sleep(0.01)
 
     def send(self, number: signal.Signals) -> None:
         assert self._process is not None

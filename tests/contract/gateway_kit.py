@@ -27,7 +27,6 @@ from gateway.app import HttpLimits, Readiness, create_app
 from gateway.backends import BackendPool
 from gateway.journal import Journal
 from gateway.metrics import Metrics
-from gateway.openai_http import KeepAlive
 from gateway.retries import RetryRules
 from gateway.service import Clock, GatewayService, RecordSink, ServiceLimits, build_service
 from gateway.state.affinity import SessionMemory
@@ -192,10 +191,6 @@ def make_gateway(
     return Gateway(app, service, pool, metrics, records, journals, scripted)
 
 
-def keep_alive(grace_ms: float, interval_ms: float) -> HttpLimits:
-    return HttpLimits(keep_alive=KeepAlive(grace_ms, interval_ms))
-
-
 class EmbeddedServer(uvicorn.Server):
     """uvicorn inside the test's event loop."""
 
@@ -220,16 +215,27 @@ class EmbeddedServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    def at_rest(self) -> bool:
+        """Nobody is connected, and what was asked before is done with."""
+        return not self.server_state.connections and not self.server_state.tasks
+
 
 @asynccontextmanager
 async def served(app: Any) -> AsyncIterator[str]:
     """The base URL of the app on a free port."""
+    async with server_of(app) as (url, _):
+        yield url
+
+
+@asynccontextmanager
+async def server_of(app: Any) -> AsyncIterator[tuple[str, EmbeddedServer]]:
+    """As ``served``, with the server itself."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = EmbeddedServer(app)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     await server.ready.wait()
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", server
     finally:
         server.should_exit = True
         await task
@@ -255,8 +261,12 @@ async def openai_client(
         yield client
 
 
-async def eventually(condition: Callable[[], bool], within_s: float = 5.0) -> None:
-    """Wait for something that another task or process is about to do."""
+async def eventually(condition: Callable[[], bool], within_s: float = 30.0) -> None:
+    """Wait for something that another task or process is about to do.
+
+    The bound only ends a test that fails. What is asserted afterwards must be true by the same
+    moment, or be waited for as well.
+    """
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110 - the other side knows no event of ours
             await asyncio.sleep(0.005)

@@ -18,7 +18,11 @@ from experts.types import Endpoint
 TOKEN = "host-secret"
 BODY_BYTES_MAX = 10_000
 QUICK = SchedulerConfig(
-    age_bound_ms=20, min_residency_ms=0, drain_deadline_ms=40, swap_timeout_ms=2_000
+    age_bound_ms=20,
+    min_residency_ms=0,
+    drain_deadline_ms=40,
+    swap_timeout_ms=2_000,
+    queue_wait_ms_max=120_000,
 )
 PATIENT = SchedulerConfig(age_bound_ms=60_000, min_residency_ms=0, drain_deadline_ms=60_000)
 

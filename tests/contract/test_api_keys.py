@@ -263,7 +263,7 @@ async def test_headers_and_429_of_the_rate_limits(keys: Keys) -> None:
             await ask(client)
         headers = refused.value.response.headers
         assert refused.value.code == "rate_limit_exceeded"
-        assert 25 <= int(headers["retry-after"]) <= 30
+        assert 15 <= int(headers["retry-after"]) <= 30, "30 s after the first of the two"
         assert headers["x-ratelimit-remaining-requests"] == "0"
 
 
@@ -324,7 +324,7 @@ async def test_a_client_that_leaves_is_settled(keys: Keys, stream: bool) -> None
     body = {"model": "slow", "messages": USER, "max_tokens": 8, "stream": stream}
     headers = {"authorization": f"Bearer {secret}"}
     async with served(keys.gateway.app) as url:
-        async with httpx2.AsyncClient(base_url=url) as http:
+        async with httpx2.AsyncClient(base_url=url, timeout=60) as http:
             if stream:
                 async with http.stream(
                     "POST", "/v1/chat/completions", json=body, headers=headers
@@ -333,8 +333,12 @@ async def test_a_client_that_leaves_is_settled(keys: Keys, stream: bool) -> None
                         assert (await keys.usage(secret)).reserved == COST_OF_ONE
                         break
             else:
-                with pytest.raises(httpx2.TimeoutException):
-                    await http.post("/v1/chat/completions", json=body, headers=headers, timeout=0.3)
+                asking = asyncio.create_task(
+                    http.post("/v1/chat/completions", json=body, headers=headers)
+                )
+                await eventually(lambda: keys.gateway.scripted("slow").calls == 1)
+                asking.cancel()
+                await asyncio.wait({asking})
         await eventually(lambda: len(keys.gateway.records) == 1)
         await keys.gate.aclose()
     usage = await keys.usage(secret)
@@ -412,7 +416,7 @@ async def test_what_was_spent_during_an_outage_is_charged_after_it(
     """Admitted, then the store hangs; the settlement waits for it and is made once."""
     import signal
 
-    store = StateStore(plain_server.url, timeout_ms=300, namespace=namespace)
+    store = StateStore(plain_server.url, timeout_ms=1_000, namespace=namespace)
     keys = Keys(tmp_path, store)
     secret = await keys.new(budgets=KeyBudgets(total=1_000))
     async with keys.client(secret) as client:
@@ -420,7 +424,7 @@ async def test_what_was_spent_during_an_outage_is_charged_after_it(
         plain_server.send(signal.SIGSTOP)
         assert [chunk async for chunk in stream], "the answer does not wait for the store"
     plain_server.send(signal.SIGCONT)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not store.available or (await keys.usage(secret)).total == 0:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     assert await keys.usage(secret) == KeyUsage(*[COST_OF_ONE] * 4, 0, 0)

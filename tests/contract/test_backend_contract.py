@@ -49,9 +49,9 @@ def call(**changes: Any) -> ExpertCall:
         "endpoint": Endpoint.CHAT,
         "body": {"messages": MESSAGES},
         "request_id": "r1",
-        "timeout_ms": 5_000.0,
-        "first_token_timeout_ms": 5_000.0,
-        "idle_timeout_ms": 5_000.0,
+        "timeout_ms": 30_000.0,
+        "first_token_timeout_ms": 30_000.0,
+        "idle_timeout_ms": 30_000.0,
     }
     return ExpertCall(**fields | changes)
 
@@ -137,10 +137,11 @@ async def test_equal_calls_get_equal_bytes(make: Make) -> None:
 
 
 async def test_a_slow_reader_is_not_the_expert_s_silence(make: Make) -> None:
-    backend = make("tokens?count=3&pace_ms=60")
+    backend = make("tokens?count=5&pace_ms=200")
     seen = 0
-    async with backend.stream(call(idle_timeout_ms=150.0)) as stream:
+    async with backend.stream(call(idle_timeout_ms=600.0)) as stream:
         async for _ in stream:
             seen += 1
-            await asyncio.sleep(0.2)  # the time that must not count
-    assert seen == 4
+            if seen == 1:  # the time that must not count; there is more to come after it
+                await asyncio.sleep(0.7)
+    assert seen == 6

@@ -30,6 +30,7 @@ from tests.contract.gateway_kit import (
     eventually,
     make_gateway,
     served,
+    server_of,
     spec,
 )
 
@@ -210,14 +211,14 @@ async def test_a_kill_repeats_only_what_was_in_flight(
     """SIGKILL in mid-run, a torn line on top, then the same command again."""
     write(tmp_path / "in.jsonl", mixed(80))
     out = tmp_path / "out.jsonl"
-    async with served(slow_gateway.app) as url:
+    async with server_of(slow_gateway.app) as (url, server):
         async with command(tmp_path, url) as process:
             await eventually(lambda: lines_in(out) >= 20, within_s=60)
             process.send_signal(signal.SIGKILL)
             assert await process.wait() == -signal.SIGKILL
         recorded = {entry["custom_id"] for entry in read(out)}
         assert 20 <= len(recorded) < 80
-        await eventually(lambda: not _busy(slow_gateway))
+        await eventually(server.at_rest)  # also what it sent in its last moment
         before = asked(slow_gateway)
         with out.open("ab") as file:
             file.write(b'{"id":"batch_req_77","custom_id":"q7","resp')
@@ -238,11 +239,6 @@ async def test_a_kill_repeats_only_what_was_in_flight(
     assert (summary["done_before"], summary["left"]) == (len(recorded), 0)
     assert summary["total"]["lines"] == 80
     assert summary["cut_bytes"] > 0
-
-
-def _busy(gateway: Gateway) -> bool:
-    started = sum(backend.calls for backend in map(gateway.scripted, gateway.backends))
-    return started > sum(asked(gateway).values())
 
 
 async def test_ctrl_c_writes_what_is_in_flight(tmp_path: Path, slow_gateway: Gateway) -> None:
@@ -335,6 +331,14 @@ def refuse(status: int, **headers: str) -> Act:
     return act
 
 
+async def too_busy(send: Send) -> None:
+    """What a host answers whose queue is longer than it lets anybody wait."""
+    headers = [(b"retry-after", b"0")]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    body = b'{"error":{"message":"not now","code":"deadline_unreachable"}}'
+    await send({"type": "http.response.body", "body": body})
+
+
 async def cut_off(send: Send) -> None:
     """The connection ends in the middle of an answer."""
     headers = [(b"content-length", b"1000")]
@@ -351,6 +355,27 @@ async def test_passing_trouble_leaves_no_trace(tmp_path: Path, gateway: Gateway)
     assert app.calls == 4
     assert (summary.answered, summary.failed) == (1, 0)
     assert [entry["custom_id"] for entry in read(tmp_path / "out.jsonl")] == ["a"]
+
+
+async def test_a_busy_host_is_asked_until_it_has_time(tmp_path: Path, gateway: Gateway) -> None:
+    """More often than the attempts that an error has: a refusal for want of time is none."""
+    write(tmp_path / "in.jsonl", [line("a", "hello")])
+    app = Trouble(gateway.app, [too_busy] * 20)
+    async with served(app) as url:
+        summary = await run(tmp_path, url)
+    assert (app.calls, summary.answered, summary.failed) == (21, 1, 0)
+
+
+async def test_a_line_s_own_deadline_is_no_reason_to_ask_for_ever(
+    tmp_path: Path, gateway: Gateway
+) -> None:
+    entry = line("a", "hello")
+    entry["body"]["coe"] = {"deadline_ms": 60_000}
+    write(tmp_path / "in.jsonl", [entry])
+    app = Trouble(gateway.app, [too_busy] * 20)
+    async with served(app) as url:
+        summary = await run(tmp_path, url)
+    assert (app.calls, summary.answered, summary.failed) == (4, 0, 1)
 
 
 async def test_exhausted_retries_end_in_the_errors_body(tmp_path: Path, gateway: Gateway) -> None:
@@ -405,7 +430,7 @@ async def test_a_gateway_that_goes_away_blames_no_line(
     tmp_path: Path, slow_gateway: Gateway
 ) -> None:
     """The run ends with an error, what is written stays, and the next run does the rest."""
-    write(tmp_path / "in.jsonl", mixed(20))
+    write(tmp_path / "in.jsonl", mixed(60))
     out = tmp_path / "out.jsonl"
     async with served(slow_gateway.app) as url:
         task = asyncio.create_task(run(tmp_path, url))
@@ -413,7 +438,7 @@ async def test_a_gateway_that_goes_away_blames_no_line(
     with pytest.raises(BatchError, match="no gateway answers"):
         await task
     kept = read(out)
-    assert 4 <= len(kept) < 20
+    assert 4 <= len(kept) < 60
     assert all(entry["response"]["status_code"] == 200 for entry in kept)
     async with served(slow_gateway.app) as url:
         summary = await run(tmp_path, url)

@@ -25,6 +25,7 @@ class Registry:
 
     def __init__(self) -> None:
         self.said: list[str] = []
+        self.unheard = 0
         self.away = False
 
     async def publish(self, record: HostRecord, ttl_ms: int) -> None:
@@ -36,6 +37,7 @@ class Registry:
     async def _say(self, what: str) -> None:
         await asyncio.sleep(0)
         if self.away:
+            self.unheard += 1
             raise StateUnavailable("test")
         self.said.append(what)
 
@@ -111,6 +113,20 @@ async def test_a_host_that_closes_does_not_register_again_while_it_drains(
     assert engine.stopped == 1
 
 
+async def test_a_host_whose_swap_hangs_leaves_the_registry_to_be_replaced(
+    running: tuple[ExpertHost, Registry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, registry = running
+
+    def overdue() -> None:
+        raise HostLost("a", "host-1")
+
+    monkeypatch.setattr(host.driver, "check_health", overdue)
+    await eventually(lambda: "gone" in registry.said)
+    with pytest.raises(HostLost):
+        await host.check_health()
+
+
 async def _hold(host: ExpertHost, expert: str) -> None:
     async with host.driver.lease(expert, request_id="r"):
         pass
@@ -121,9 +137,9 @@ async def test_a_store_that_is_away_neither_stops_a_host_nor_its_end(
 ) -> None:
     host, registry = running
     registry.away = True
-    said = len(registry.said)
-    await asyncio.sleep(0.05)
+    await eventually(lambda: registry.unheard >= 2)
     await host.check_health()
+    said = len(registry.said)
     registry.away = False
     await eventually(lambda: len(registry.said) > said)
     registry.away = True

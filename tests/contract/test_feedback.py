@@ -168,21 +168,27 @@ async def test_only_the_key_that_asked_may_judge_and_errors_name_the_field(
 async def test_a_score_that_comes_before_its_decision_is_written_down_is_counted(
     store: StateStore, decisions: DecisionLog, tmp_path: Path
 ) -> None:
+    looks: list[Given] = []
+
+    class WrittenAfterTheFirstLook(FeedbackStore):
+        async def give(self, feedback: Feedback, key_id: str | None) -> Given:
+            looks.append(await super().give(feedback, key_id))
+            if len(looks) == 1:
+                await decisions.flush()
+            return looks[-1]
+
     gateway = make_gateway(
         tmp_path,
         [spec("first"), spec("spare")],
         policies={"auto": POLICY},
         decisions=decisions,
-        feedback=FeedbackStore(store),
+        feedback=WrittenAfterTheFirstLook(store),
     )
     decisions.append(record("just now"))
     body = {"decision_id": "just now", "thumb": "up"}
     async with openai_client("http://gateway", gateway.app) as client:
-        judging = asyncio.create_task(client.post("/feedback", body=body, cast_to=object))
-        await asyncio.sleep(0.1)
-        assert not judging.done()
-        await decisions.flush()
-        reply: Any = await judging
+        reply: Any = await client.post("/feedback", body=body, cast_to=object)
+    assert looks == [Given.UNKNOWN, Given.COUNTED]
     assert reply["result"] == "counted"
 
 

@@ -54,9 +54,9 @@ def call(expert: str = "a", *script: str, **changes: Any) -> ExpertCall:
         "endpoint": Endpoint.CHAT,
         "body": body,
         "request_id": "r1",
-        "timeout_ms": 5_000.0,
-        "first_token_timeout_ms": 5_000.0,
-        "idle_timeout_ms": 5_000.0,
+        "timeout_ms": 30_000.0,
+        "first_token_timeout_ms": 30_000.0,
+        "idle_timeout_ms": 30_000.0,
     }
     return ExpertCall(**fields | changes)
 

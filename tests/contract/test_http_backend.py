@@ -160,7 +160,7 @@ async def test_refusals_become_the_error_they_stand_for(
         ([], {"first_token_timeout_ms": 200}, "first token"),
         ([SSE_HEAD], {"first_token_timeout_ms": 200}, "first token"),
         ([SSE_HEAD, CHUNK], {"idle_timeout_ms": 100}, "between tokens"),
-        ([SSE_HEAD, CHUNK], {"timeout_ms": 300, "first_token_timeout_ms": 300}, "total"),
+        ([SSE_HEAD, CHUNK], {"timeout_ms": 1_000, "first_token_timeout_ms": 1_000}, "total"),
     ],
 )
 async def test_each_phase_has_its_own_limit(
@@ -171,7 +171,7 @@ async def test_each_phase_has_its_own_limit(
         with pytest.raises(UpstreamTimeout) as error:
             await payloads(backend, **limits)
         assert error.value.phase == phase
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await wire.closed.wait()  # the generation was cut off, not left running
 
 

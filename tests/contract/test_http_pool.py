@@ -263,8 +263,8 @@ async def test_the_time_holds_to_the_end_of_the_answer_unless_it_is_lifted() -> 
     server = Server(half_an_answer)
     async with pooled(server) as pool:
         server.may_answer.clear()
-        bounded = await pool.post("chat/completions", {}, b"{}", within_s=0.05)
-        patient = await pool.post("chat/completions", {}, b"{}", within_s=0.05)
+        bounded = await pool.post("chat/completions", {}, b"{}", within_s=0.5)
+        patient = await pool.post("chat/completions", {}, b"{}", within_s=0.5)
         patient.until(None)
         assert (await bounded.read(), await patient.read()) == (b"h", b"h")
         with pytest.raises(TimeoutError):
@@ -280,8 +280,9 @@ async def test_who_gets_no_connection_in_time_is_told_that_the_pool_is_full() ->
         server.may_answer.clear()
         first = asyncio.ensure_future(ask(pool))
         await server.asked.wait()
-        with pytest.raises(PoolFull):
+        with pytest.raises(PoolFull) as full:
             await pool.post("chat/completions", {}, b"{}", within_s=0.02)
+        assert full.value.waited_s == 0.01, "whoever is asked has half of the time to answer"
         server.may_answer.set()
         assert await first == b"hi"
         assert await ask(pool) == b"hi"

@@ -106,7 +106,7 @@ async def test_pain_03_no_limit_is_exceeded_by_four_gateways_at_once(
 
     with hammers(stand_alone_url, namespace) as running:
         for expert, output_tokens in OUTPUT_TOKENS.items():
-            secret = await new_key(KeyLimits(), KeyBudgets(day=LIMIT))
+            secret = await new_key(KeyLimits(), KeyBudgets(total=LIMIT))
             seen = one_round(running, expert, secret)
             check_budget(seen, await usage_of(secret), output_tokens)
         secret = await new_key(KeyLimits(requests_per_minute=PER_MINUTE), KeyBudgets())
@@ -125,8 +125,8 @@ async def test_pain_03_no_limit_is_exceeded_by_four_gateways_at_once(
 def check_budget(seen: Seen, usage: KeyUsage, output_tokens: int) -> None:
     """With every request at its worst case exactly a hundred fit; with cheaper ones more may."""
     assert seen.served + seen.refused["402"] == PROCESSES * REQUESTS
-    assert usage.day == seen.served * output_tokens * MICRO_USD_PER_TOKEN == seen.spent
-    assert usage.day <= LIMIT
+    assert usage.total == seen.served * output_tokens * MICRO_USD_PER_TOKEN == seen.spent
+    assert usage.total <= LIMIT
     assert (usage.reserved, usage.running) == (0, 0)
     if output_tokens == MAX_TOKENS:
         assert seen.served == 100

@@ -131,6 +131,36 @@ async def test_with_nobody_left_the_error_names_the_field(tmp_path: Path) -> Non
     assert "$.choices[0]" in answer.json()["error"]["message"]
 
 
+def coe_of(event: dict[str, Any]) -> dict[str, Any]:
+    """Where each API has it: the last chunk, ``message_delta``, the response object."""
+    found: dict[str, Any] = event.get("response", event)["coe"]
+    return found
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions", "messages", "responses"])
+@pytest.mark.parametrize("usage", [False, True])
+async def test_a_stream_that_ends_without_a_word_still_tells_what_it_cost(
+    tmp_path: Path, path: str, usage: bool
+) -> None:
+    """Neither a finish reason nor usage: chunks are counted, as for any stream without usage."""
+    spoken = {"text": "begun"} if path == "completions" else {"delta": {"content": "begun"}}
+    kind = "text_completion" if path == "completions" else "chat.completion.chunk"
+    events = [chunk(**spoken) | {"object": kind} for _ in range(3)]
+    gateway = gateway_with(tmp_path, *events)
+    more = {"stream_options": {"include_usage": True}} if usage and "compl" in path else {}
+    prompt = {"prompt": "hi", "messages": None} if path == "completions" else {}
+    answer = await ask(gateway, path, model="odd", stream=True, **prompt, **more)
+    told = [line[6:] for line in answer.text.splitlines() if line.startswith("data: {")]
+    *_, before, last = [msgspec.json.decode(line) for line in told]
+    coe = coe_of(before if path == "messages" else last)
+    assert (coe["expert"], coe["usage"]["completion_tokens"]) == ("odd", 3)
+    assert coe["cost_usd"] == gateway.records[0]["cost_micro_usd"] / 1e6 > 0
+    if "compl" in path and not usage:
+        (choice,) = last["choices"]
+        assert (choice["finish_reason"], last["object"]) == (None, kind)
+        assert choice.get("delta", choice.get("text")) in ({}, "")
+
+
 async def test_arguments_may_be_an_object(tmp_path: Path) -> None:
     """Servers that do not encode them exist; a chat passes them on, a message needs them."""
     call = {"id": "c", "function": {"name": "f", "arguments": {"x": 1}}}

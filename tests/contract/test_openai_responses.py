@@ -13,9 +13,9 @@ from openai import AsyncOpenAI
 from tests.contract.api_kit import (
     ARGUMENTS,
     SERVERS,
+    Patience,
     api_gateway,
     events_of,
-    quick_keep_alive,
     raw_post,
 )
 from tests.contract.gateway_kit import Gateway, openai_client, served
@@ -188,11 +188,10 @@ async def test_the_bytes_of_a_stream(gateway: Gateway) -> None:
 
 
 async def test_comments_while_an_expert_makes_ready(tmp_path: Path) -> None:
-    gateway = api_gateway(tmp_path, http_limits=quick_keep_alive())
     body = {"model": "late", "input": "hi", "stream": True}
-    async with served(gateway.app) as url:
+    async with served(Patience(tmp_path)) as url:
         _, raw, _ = await raw_post(url, "/v1/responses", body)
         _, failed, _ = await raw_post(url, "/v1/responses", body | {"model": "late-broken"})
-    assert raw.startswith(b": waiting\n\n")
+    assert raw.startswith(b": waiting\n\n: waiting\n\n")
     assert [data["sequence_number"] for _, data in events_of(raw)] == list(range(9))
     assert events_of(failed)[0][1]["code"] == "host_lost"

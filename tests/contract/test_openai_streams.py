@@ -20,12 +20,12 @@ from experts.scripted import Script
 from experts.scripted_server import ScriptedServer
 from experts.types import ExpertSpec, SourceKind
 from gateway.service import ServiceLimits
+from tests.contract.api_kit import Patience
 from tests.contract.gateway_kit import (
     CASCADE_POLICY,
     PLAIN_POLICY,
     Gateway,
     eventually,
-    keep_alive,
     make_gateway,
     openai_client,
     served,
@@ -256,44 +256,43 @@ async def test_an_escalated_draft_is_aborted_upstream(
     assert "".join(c.choices[0].delta.content or "" for c in chunks) == "final"
     assert {c.model for c in chunks} == {"final"}
     await eventually(lambda: upstream.stats.disconnected == 1)
+    await eventually(lambda: len(gateway.records) == 1)
     draft = gateway.records[0]["stages"][0]
     assert draft["verdict"] == "escalate"
     assert 4 <= draft["output_tokens"] < 100, "the draft was stopped at the window, not at its end"
 
 
 async def test_comments_keep_a_waiting_stream_alive(tmp_path: Path) -> None:
-    gateway = make_gateway(
-        tmp_path,
-        [spec("echo", "fixed?text=done&delay_ms=300"), spec("dead", "disconnect?delay_ms=300")],
-        http_limits=keep_alive(grace_ms=50, interval_ms=50),
-    )
-    async with served(gateway.app) as url:
-        status, raw = await read_sse(url, {"model": "auto", "messages": USER, "stream": True})
+    async with served(Patience(tmp_path)) as url:
+        status, raw = await read_sse(url, {"model": "late", "messages": USER, "stream": True})
         assert status == 200
         assert raw.startswith(b": waiting\n\n: waiting\n\n")
         assert raw.endswith(b"data: [DONE]\n\n")
-        status, raw = await read_sse(url, {"model": "dead", "messages": USER, "stream": True})
+        body = {"model": "late-broken", "messages": USER, "stream": True}
+        status, raw = await read_sse(url, body)
         assert status == 200, "the first comment has committed to it"
         assert raw.rpartition(b": waiting\n\n")[2].startswith(b'data: {"error":')
         async with openai_client(url) as client:
-            stream = await client.chat.completions.create(model="auto", messages=USER, stream=True)
+            stream = await client.chat.completions.create(model="late", messages=USER, stream=True)
             assert "".join([c.choices[0].delta.content or "" async for c in stream]) == "done"
 
 
 async def test_silence_between_tokens_ends_in_a_timeout(tmp_path: Path, upstream_url: str) -> None:
-    gateway = make_gateway(
-        tmp_path,
-        [hosted("echo"), hosted("late"), hosted("slow")],
-        directory=Hosts(record("host-a", upstream_url, "echo", "late", "slow")),
-        limits=ServiceLimits(first_token_timeout_ms=100, idle_timeout_ms=10),
-    )
-    async with served(gateway.app) as url:
-        status, raw = await read_sse(url, {"model": "late", "messages": USER, "stream": True})
-        assert (status, b'"code":"upstream_timeout"' in raw) == (504, True)
-        status, raw = await read_sse(url, {"model": "slow", "messages": USER, "stream": True})
-        assert (status, b'"code":"upstream_timeout"' in raw) == (200, True)
-        assert b"t0 " in raw
-    await gateway.pool.aclose()
+    for model, limits, expected in (
+        ("late", ServiceLimits(first_token_timeout_ms=100), 504),
+        ("slow", ServiceLimits(idle_timeout_ms=10), 200),
+    ):
+        gateway = make_gateway(
+            tmp_path,
+            [hosted("echo"), hosted("late"), hosted("slow")],
+            directory=Hosts(record("host-a", upstream_url, "echo", "late", "slow")),
+            limits=limits,
+        )
+        async with served(gateway.app) as url:
+            status, raw = await read_sse(url, {"model": model, "messages": USER, "stream": True})
+        await gateway.pool.aclose()
+        assert (status, b'"code":"upstream_timeout"' in raw) == (expected, True)
+        assert (b"t0 " in raw) == (model == "slow")
 
 
 async def test_an_upstream_slow_to_close_does_not_look_like_a_leaving_client(

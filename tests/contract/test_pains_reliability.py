@@ -20,8 +20,10 @@ import pytest
 
 from deployments.store import StateStore
 from experts.errors import CoeError, ExpertFailed, UpstreamTimeout
+from experts.http_backend import HttpBackend, PoolLimits
 from experts.protocol import Backend, ExpertCall, ExpertReply
 from experts.scripted import Script, ScriptedBackend
+from experts.scripted_server import ScriptedServer
 from experts.types import Endpoint
 from gateway.access import AccessControl
 from gateway.affinity import Session
@@ -35,7 +37,15 @@ from gateway.state.breakers import BreakerBoard
 from gateway.state.keys import KeyLedger, KeyStore
 from gateway.wire import parse_request
 from tests.contract.conftest import PlainServer
-from tests.contract.gateway_kit import FixedRouter, Gateway, make_gateway, openai_client, spec
+from tests.contract.gateway_kit import (
+    FixedRouter,
+    Gateway,
+    make_gateway,
+    openai_client,
+    served,
+    spec,
+)
+from tests.contract.test_backend_contract import call
 
 USER: list[Any] = [{"role": "user", "content": "one two"}]
 ONCE = RetryRules(per_stage=0)
@@ -161,7 +171,7 @@ class _Idle:
 async def test_pain_13_a_store_that_hangs_costs_its_small_timeout_once(
     tmp_path: Path, plain_server: PlainServer, namespace: str
 ) -> None:
-    timeout_ms = 200.0
+    timeout_ms = 1_000.0
     store = StateStore(plain_server.url, timeout_ms=timeout_ms, namespace=namespace)
     gate = AccessControl(
         KeyStore(store), KeyLedger(store), require_keys=True, request_timeout_ms=60_000
@@ -195,7 +205,7 @@ async def test_pain_13_a_store_that_hangs_costs_its_small_timeout_once(
         plain_server.send(signal.SIGCONT)
     windows = 1 + elapsed_ms // 500  # the first back-off; a probe may cost the timeout once each
     assert sum(ms >= timeout_ms * 0.9 for ms in took_ms) <= windows
-    assert max(took_ms) < 2 * timeout_ms + 300, "one timeout, not one for each use of the store"
+    assert max(took_ms) < 2 * timeout_ms, "one timeout, not one for each use of the store"
     for part in (board, sessions, gate):
         await part.aclose()
     await store.aclose()
@@ -236,6 +246,42 @@ async def test_pain_14_no_client_can_trip_a_breaker(tmp_path: Path) -> None:
                     model="echo", messages=USER, extra_body={"coe": {"deadline_ms": 5000}}
                 )
         assert (await client.chat.completions.create(model="echo", messages=USER)).model == "echo"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_pain_14_nor_can_our_own_crowd(tmp_path: Path, stream: bool) -> None:
+    """Whoever waits for one of our connections that others use has not been kept waiting by the
+    expert: it goes on with somebody else, or is told to come again.
+    """
+    upstream = ScriptedServer({"echo": Script.parse("tokens?count=2&pace_ms=600000")})
+    async with served(upstream) as url:
+        crowded = HttpBackend(f"{url}/v1", limits=PoolLimits(connections_max=1))
+        board = BreakerBoard(rules=BreakerRules(failures_in_a_row=1))
+        gateway = make_gateway(
+            tmp_path,
+            [spec("echo"), spec("spare", "fixed?text=saved")],
+            policies={"auto": WITH_SPARE.replace("first", "echo")},
+            limits=ServiceLimits(request_timeout_ms=400, first_token_timeout_ms=400),
+            breakers=board,
+            backends={"echo": crowded},
+        )
+        async with (
+            crowded.stream(call(expert="echo", timeout_ms=600_000.0)) as occupying,
+            openai_client("http://gateway", gateway.app) as client,
+        ):
+            await anext(aiter(occupying))
+            body: Any = {"messages": USER, "stream": stream}
+            await client.chat.completions.create(model="auto", **body)
+            with pytest.raises(openai.InternalServerError) as refused:
+                await client.chat.completions.create(model="echo", **body)
+        await crowded.aclose()
+    assert [s["expert"] for s in gateway.records[0]["stages"]] == ["echo", "spare"]
+    assert gateway.records[0]["expert"] == "spare"
+    assert (refused.value.status_code, refused.value.code) == (503, "connection_pool_full")
+    assert int(refused.value.response.headers["retry-after"]) >= 1
+    assert not board.tripped()
+    assert upstream.stats.requests == 1
+    assert b'coe_errors_total{code="connection_pool_full"} 1.0' in gateway.metrics.render()
 
 
 async def test_pain_14_and_22_a_failing_expert_is_left_alone_and_then_probed_once(

@@ -64,7 +64,7 @@ async def test_a_holder_that_falls_silent_loses_the_lease_and_knows(store: State
     assert one.held
     now_ms[0] = 50.0
     assert not one.held
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not await two.hold():  # noqa: ASYNC110 - the server expires it
             await asyncio.sleep(0.01)
     assert not await one.hold()
@@ -299,8 +299,11 @@ async def test_a_gateway_worker_places_experts_if_its_configuration_says_so(
         config = load_config(tmp_path / "coe.yaml")
         async with open_parts(config, plain_server.url) as parts:
             if mode == "auto":
-                await eventually(lambda: DONE in parts.metrics.render())
-                assert [move["expert"] for move in await parts.moves.last()] == ["b"]
+                async with asyncio.timeout(30):  # a move is written down last of all
+                    while not (moves := await parts.moves.last()):  # noqa: ASYNC110
+                        await asyncio.sleep(0.01)
+                assert [move["expert"] for move in moves] == ["b"]
+                assert DONE in parts.metrics.render()
             else:
                 await asyncio.sleep(0.3)
         assert engine.in_pool == ends

@@ -29,8 +29,13 @@ class Program:
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
+    def go_on(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+
     def ended(self) -> tuple[int, str, str]:
-        out, err = self._process.communicate(timeout=20)
+        out, err = self._process.communicate(timeout=60)
         return self._process.returncode, out, err
 
 
@@ -39,6 +44,7 @@ def program(code: str, *arguments: str, pass_fds: tuple[int, ...] = ()) -> Itera
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -80,11 +86,11 @@ from gateway import supervisor
 def start(options, progress, stack, stop, reload):
     stack.callback(print, "cleaned", flush=True)
     if sys.argv[1] == "failing":
-        stack.callback(time.sleep, 0.5)
+        stack.callback(sys.stdin.readline)  # until it has been disturbed
         stack.callback(print, "ready", flush=True)
         raise supervisor.StartFailed("the reason")
     print("ready", flush=True)
-    for _ in range(100):
+    for _ in range(500):
         try:
             time.sleep(0.1)
         except Exception:
@@ -147,6 +153,7 @@ def test_a_signal_during_the_clean_up_does_not_cut_it_short() -> None:
         running.ready()
         running.send(signal.SIGTERM)
         running.send(signal.SIGINT)
+        running.go_on()
         status, out, err = running.ended()
     assert (status, out) == (1, "cleaned\n")
     assert "Traceback" not in err

@@ -59,7 +59,8 @@ async def test_cancelled_call_leaves_no_reply_for_the_next_one(
 ) -> None:
     store = StateStore(store_url, namespace=namespace, timeout_ms=5_000, max_connections=1)
     waiting = asyncio.create_task(store.command("BLPOP", store.key("never"), 4))
-    while not await _is_blocked(store_url):  # noqa: ASYNC110 - the server has no event for us
+    while not await _is_blocked(store_url):  # the server has no event for us
+        assert not waiting.done()
         await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):

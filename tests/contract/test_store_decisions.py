@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from deployments.store import StateStore
@@ -28,8 +30,9 @@ async def test_background_task_writes_without_being_asked(store: StateStore) -> 
     log = DecisionLog(store)
     log.start()
     log.append(record(1))
-    while not await log.tail(1):
-        pass
+    async with asyncio.timeout(30):
+        while not await log.tail(1):
+            pass
     await log.aclose()
     assert await log.tail(1) == [record(1)]
 

@@ -20,7 +20,7 @@ from gateway.state.decisions import DecisionLog
 
 pytestmark = pytest.mark.valkey
 
-TIMEOUT_MS = 250.0
+TIMEOUT_MS = 1_000.0  # far more than a server needs that is only slow, and less than twice
 
 
 async def failed_after_ms(call: Callable[[], Awaitable[Any]]) -> float:
@@ -31,7 +31,7 @@ async def failed_after_ms(call: Callable[[], Awaitable[Any]]) -> float:
     return (time.perf_counter() - began) * 1000
 
 
-async def until(holds: Callable[[], Awaitable[bool]], within_s: float = 15.0) -> None:
+async def until(holds: Callable[[], Awaitable[bool]], within_s: float = 30.0) -> None:
     async with asyncio.timeout(within_s):
         while not await holds():  # noqa: ASYNC110 - another process is awaited
             await asyncio.sleep(0.01)
@@ -143,8 +143,8 @@ async def test_dead_idle_connections_are_not_tried_one_by_one(plain_server: Any)
 
 async def test_address_that_accepts_and_says_nothing_is_given_up_in_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        store = StateStore(f"redis://:pw@127.0.0.1:{silent.getsockname()[1]}", timeout_ms=100)
-        assert await failed_after_ms(store.ping) < 300
+        store = StateStore(f"redis://:pw@127.0.0.1:{silent.getsockname()[1]}", timeout_ms=300)
+        assert await failed_after_ms(store.ping) < 900
         await store.aclose()
 
 

@@ -49,7 +49,7 @@ async def test_silent_host_disappears_and_leaves_nothing_behind(store: StateStor
     registry = HostRegistry(store)
     await registry.publish(dataclasses.replace(RECORD, host_id="living"), LONG_MS)
     await registry.publish(RECORD, 50)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while len(await registry.list_live()) > 1:  # noqa: ASYNC110 - the server expires it
             await asyncio.sleep(0.01)
     assert [r.host_id for r in await registry.list_live()] == ["living"]
@@ -82,7 +82,7 @@ async def test_epoch_stays_until_the_data_is_lost(
     again = await HostRegistry(open_store()).snapshot()
     assert first.epoch == again.epoch
     await store.command("DEL", store.key("{hosts}", "epoch"))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while (await HostRegistry(store).snapshot()).epoch == first.epoch:
             await store.command("DEL", store.key("{hosts}", "epoch"))
 

@@ -17,8 +17,9 @@ from vllm.exceptions import (
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from experts.errors import CoeError, ExpertFailed, HostLost, HostUnavailable, InvalidRequest
-from experts.types import Endpoint
+from experts.types import AnswerParsers, Endpoint
 from experts.vllm_engine import Canary, EngineSettings, Pooled, SwappableEngine
+from experts.vllm_serving import wrong_parsers
 
 USER = [{"role": "user", "content": "x"}]
 Answer = Callable[[Any], Awaitable[Any]]
@@ -235,3 +236,15 @@ async def test_closing_a_stream_closes_vllms() -> None:
     await anext(stream)
     await stream.aclose()
     assert ended == ["closed"]
+
+
+def test_a_parser_that_vllm_does_not_have_is_refused_by_name() -> None:
+    good = AnswerParsers("hermes", "qwen3")
+    assert wrong_parsers({"a": good, "b": AnswerParsers()}) == {}
+    wrong = wrong_parsers(
+        {"a": AnswerParsers("hermess"), "b": AnswerParsers(None, "qwen"), "c": good}
+    )
+    assert set(wrong) == {"a", "b"}
+    assert "tool_call_parser 'hermess' is not one of" in wrong["a"]
+    assert "hermes," in wrong["a"]
+    assert "reasoning_parser 'qwen' is not one of" in wrong["b"]

@@ -106,7 +106,7 @@ def spec(expert: str) -> ExpertSpec:
 
 def call(expert: str, script: tuple[str, ...]) -> ExpertCall:
     body = {"messages": [{"role": "user", "content": "hi"}], "script": script or ("hello",)}
-    return ExpertCall(expert, Endpoint.CHAT, body, "r", 5e3, 5e3, 5e3)
+    return ExpertCall(expert, Endpoint.CHAT, body, "r", 30e3, 30e3, 30e3)
 
 
 @pytest.fixture
@@ -206,5 +206,5 @@ async def test_a_call_moves_only_so_often(cluster: Cluster) -> None:
 
 
 async def bounded(work: Any) -> Any:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         return await work

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,21 +22,15 @@ QUICKSTART = ROOT / "examples" / "quickstart" / "coe.yaml"
 READY_S = 240.0
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def write_config(
     folder: Path, *, gateway: Mapping[str, object] | None = None, **sections: object
 ) -> Path:
-    """The quickstart's configuration with some sections replaced, on ports of its own.
+    """The quickstart's configuration with some sections replaced, on any free ports.
 
     A path of its own also marks every process of this run: it is in their environment.
     """
     config = yaml.safe_load(QUICKSTART.read_text())
-    config["gateway"] = {"port": free_port(), "admin_port": 0, **(gateway or {})}
+    config["gateway"] = {"port": 0, "admin_port": 0, **(gateway or {})}
     config.update(sections)
     path = folder / "coe.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
@@ -53,27 +46,31 @@ class Stack:
     log: Path
     url: str
 
-    def processes(self) -> list[psutil.Process]:
-        """All live processes of this run, wherever they hang in the tree."""
-        return [p for p in psutil.process_iter() if _belongs(p, self.config)]
+    def processes(self, said: str = "") -> list[psutil.Process]:
+        """All live processes of this run, wherever they hang in the tree, with this in the
+        command line."""
+        return [p for p in psutil.process_iter() if _belongs(p, self.config, said)]
 
     def replica(self) -> psutil.Process:
         """The Ray Serve replica that holds the engine."""
-        (found,) = (p for p in self.processes() if "ServeReplica" in " ".join(p.cmdline()))
+        (found,) = self.processes("ServeReplica")
         return found
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=120)
 
     def text(self) -> str:
         return self.log.read_text()
 
 
-def _belongs(process: psutil.Process, config: Path) -> bool:
+def _belongs(process: psutil.Process, config: Path, said: str) -> bool:
     try:
-        return process.status() != psutil.STATUS_ZOMBIE and (
-            process.environ().get("COE_CONFIG") == str(config) or str(config) in process.cmdline()
+        command = process.cmdline()
+        return (
+            process.status() != psutil.STATUS_ZOMBIE
+            and said in " ".join(command)
+            and (process.environ().get("COE_CONFIG") == str(config) or str(config) in command)
         )
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return False

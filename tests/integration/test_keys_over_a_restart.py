@@ -28,6 +28,7 @@ CONFIG = {
         }
     },
     "policies": {"dir": "policies"},
+    "state": {"timeout_ms": 5_000},
 }
 POLICY = "version: 1\ndefault: echo\ncaps: {cost_usd: 1.0}\n"
 
@@ -37,7 +38,7 @@ def config(tmp_path: Path) -> Path:
     (tmp_path / "policies").mkdir()
     (tmp_path / "policies" / "auto.yaml").write_text(POLICY)
     path = tmp_path / "coe.yaml"
-    gateway = {"port": 0, "require_keys": True, "workers": 2}
+    gateway = {"port": 0, "admin_port": 0, "require_keys": True, "workers": 2}
     path.write_text(yaml.safe_dump(CONFIG | {"gateway": gateway}))
     return path
 
@@ -94,7 +95,7 @@ def test_keys_outlive_a_restart(stack: Stack, config: Path, environ: dict[str, s
     ]
     assert (status(stack, None), status(stack, secret)) == (401, 200)
     second = launch(config, config.parent / "policies", environ)
-    assert second.process.wait(timeout=60) == 1
+    assert second.process.wait(timeout=120) == 1
     assert "another `coe serve` runs" in second.text()
 
     assert stack.stop() == 0

@@ -153,7 +153,7 @@ async def test_a_client_that_leaves_stops_the_generation(stack: Stack) -> None:
             if '"content":"' in line:
                 break
     # A swap must wait for what runs: another expert answering soon proves that nothing does.
-    async with asyncio.timeout(10), httpx.AsyncClient(timeout=60) as http:
+    async with asyncio.timeout(20), httpx.AsyncClient(timeout=60) as http:
         reply = await http.post(
             f"{base}/v1/chat/completions", json={"model": "sql", **ask("x", max_tokens=1)}
         )
@@ -309,5 +309,5 @@ def test_sigterm_ends_every_process(stack: Stack) -> None:
     """Last in the file: it stops the stack."""
     assert len(stack.processes()) > 5
     assert stack.stop(signal.SIGTERM) == 0
-    _, alive = psutil.wait_procs(stack.processes(), timeout=5)
+    _, alive = psutil.wait_procs(stack.processes(), timeout=30)
     assert not alive, [p.cmdline() for p in alive]

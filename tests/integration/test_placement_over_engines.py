@@ -85,8 +85,9 @@ def _host(name: str, experts: Sequence[str], pool_bytes: int) -> dict[str, Any]:
 
 def cluster(stack: Stack) -> dict[str, Any]:
     """What ``coe status`` says."""
+    address = ("--config", stack.config, "--url", stack.url.removesuffix("/v1"))
     ran = subprocess.run(
-        [sys.executable, "-m", "gateway.cli", "status", "--json", "-", "--config", stack.config],
+        [sys.executable, "-m", "gateway.cli", "status", "--json", "-", *address],
         capture_output=True,
         text=True,
         check=True,

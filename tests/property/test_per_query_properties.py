@@ -29,7 +29,7 @@ def pools(draw: st.DrawFn) -> tuple[PerQuery, list[Candidate], Limits]:
         spec = ExpertSpec(name, SourceKind.SCRIPTED, "echo", price, 4096, SKILLS)
         candidates.append(Candidate(spec, expected_wait_ms=draw(st.floats(0, 5_000))))
     worst = {c.spec.id: c.spec.price.cost_micro_usd(0, 1) for c in candidates}
-    limits = Limits(draw(st.integers(1, 2)), draw(st.integers(0, 9_000)), 6_000.0, worst)
+    limits = Limits(draw(st.integers(1, 3)), draw(st.integers(0, 9_000)), 6_000.0, worst)
     return PerQuery(0.0, 0.0, 1, {"general": quality}, spread), candidates, limits
 
 

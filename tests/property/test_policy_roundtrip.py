@@ -14,6 +14,29 @@ route = st.lists(st.sampled_from(EXPERTS), min_size=1, unique=True)
 text = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=20)
 
 
+offset, penalty = st.floats(-1000, 1000), st.floats(-1000, 0)
+begun = {"slope": st.floats(1e-6, 1000), "intercept": st.floats(-10, 10)}
+absent = {
+    "quantile_10": st.floats(0, 1000),
+    "doubt": penalty,
+    "entropy": st.fixed_dictionaries({}, optional={"mean": penalty, "missing": offset}),
+    "by_category": st.dictionaries(text, offset, max_size=3),
+}
+whole = {
+    "length": st.fixed_dictionaries({"weight": offset}, optional={"missing": offset}),
+    "agreement": st.fixed_dictionaries({"weight": st.floats(0, 1000)}),
+    "prefix": st.fixed_dictionaries(begun, optional=absent),
+}
+calibrations = st.fixed_dictionaries(begun, optional={**absent, **whole})
+news = st.fixed_dictionaries(
+    {"quality_per_usd": st.floats(0, 1e9), "quality": st.just({"general": {"a": 0.5}})},
+    optional={
+        "confidence_sd": st.just({"a": 0.25, "b": 0.125}),
+        "output_tokens_expected": st.integers(1, 10**6),
+    },
+)
+
+
 @st.composite
 def policy_files(draw: st.DrawFn) -> dict[str, Any]:
     return {
@@ -25,14 +48,7 @@ def policy_files(draw: st.DrawFn) -> dict[str, Any]:
         "required_tags": draw(st.lists(st.sampled_from(["eu", "gdpr"]))),
         "cascade": {
             "min_confidence": draw(st.floats(0, 1)),
-            "calibration": {
-                name: {
-                    "slope": draw(st.floats(1e-6, 1000)),
-                    "intercept": draw(st.floats(-10, 10)),
-                    "quantile_10": draw(st.floats(0, 1000)),
-                }
-                for name in EXPERTS
-            },
+            "calibration": {name: draw(calibrations) for name in EXPERTS},
             "stream_window": {
                 "tokens": draw(st.integers(1, 4096)),
                 "hold_ms": draw(st.floats(0, 60_000)),
@@ -44,7 +60,19 @@ def policy_files(draw: st.DrawFn) -> dict[str, Any]:
             "deadline_ms": draw(st.floats(0.001, 86_400_000)),
         },
         "max_output_tokens_default": draw(st.integers(1, 10**6)),
+        **({"per_query": draw(per_query_sections())} if draw(st.booleans()) else {}),
     }
+
+
+@st.composite
+def per_query_sections(draw: st.DrawFn) -> dict[str, Any]:
+    section = draw(news)
+    drafts = sorted(section.get("confidence_sd", {}))
+    for draft in drafts:
+        others = st.sampled_from([name for name in EXPERTS if name != draft])
+        row = draw(st.dictionaries(others, st.floats(-1, 1), max_size=2))
+        section.setdefault("confidence_moves", {})[draft] = row
+    return section
 
 
 @settings(deadline=None)

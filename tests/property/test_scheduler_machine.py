@@ -7,6 +7,7 @@ no probabilities: every order of events is as good as any other, and a failure s
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -40,9 +41,11 @@ picks = st.integers(0, 1_000)
 
 
 class Host(RuleBasedStateMachine):
+    config = CONFIG
+
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler = Scheduler(CONFIG, EXPERTS)
+        self.scheduler = Scheduler(self.config, EXPERTS)
         self.now_ms = 0.0
         self.number = 0
         self.wants: dict[str, str] = {}
@@ -215,9 +218,18 @@ class Host(RuleBasedStateMachine):
             assert (wait_ms == float("inf")) == (expert in self.retired)
 
 
-TestScheduler = Host.TestCase
-TestScheduler.settings = settings(
-    max_examples=int(os.environ.get("COE_PROPERTY_EXAMPLES", "100")),
+class HostWithoutANumber(Host):
+    """The wait is bounded by age bound, drain deadline and one swap."""
+
+    config = replace(CONFIG, queue_wait_ms_max=None)
+
+
+SETTINGS = settings(
+    max_examples=int(os.environ.get("COE_PROPERTY_EXAMPLES", "100")) // 2,
     stateful_step_count=60,
     deadline=None,
 )
+TestScheduler = Host.TestCase
+TestScheduler.settings = SETTINGS
+TestSchedulerWithoutANumber = HostWithoutANumber.TestCase
+TestSchedulerWithoutANumber.settings = SETTINGS

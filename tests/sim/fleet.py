@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from deployments.choose_host import MOVES_MAX, choose_host, idle_host_for
 from deployments.host_directory import add_dispatched
-from deployments.host_record import HostRecord
+from deployments.host_record import SWAPPING, HostRecord
 from deployments.placement import (
     ExpertNeed,
     HostRoom,
@@ -257,7 +257,7 @@ class Fleet:
             age_bound_ms=sizes.uniform(300, 3_000),
             min_residency_ms=50.0,
             drain_deadline_ms=sizes.uniform(100, 2_000),
-            queue_wait_ms_max=30_000.0,
+            queue_wait_ms_max=rng_for(seed, "fleet patience").choice((None, None, None, 30_000.0)),
         )
         self.make_host = make_host
         self.now_ms, self.sequence, self.faults = 0.0, 0, True
@@ -484,16 +484,17 @@ class Fleet:
             self.at(LISTING_MS, self._list)
 
     def _probe(self) -> None:
-        """Once all requests have ended after the last fault, every expert must be served again.
+        """Once all requests have ended after the last fault, and no swap from before is under way
+        (which may be slow, and no wait outlasts it), every expert must be served again.
 
         When the last host of an expert dies late, placement gives it another first, which takes
         moves, a load and a heartbeat. If the gateway never hears of one, nobody is asked, and the
         end of the run says so.
         """
         heard = {expert for record in self.gateway.seen() for expert in record.experts}
-        if heard >= set(self.experts) and all(
-            client.end is not None for client in self.clients.values()
-        ):
+        at_rest = not any(host.record().slot_state == SWAPPING for host in self._living())
+        ended = all(client.end is not None for client in self.clients.values())
+        if heard >= set(self.experts) and at_rest and ended:
             self.probed = True
             self.to_probe = list(self.experts)
             self._probe_next()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+from deployments.swap.config import SchedulerConfig
 from deployments.swap.core import Scheduler
 from deployments.swap.effects import BeginSwap, Effect, Grant
 from deployments.swap.lanes import Lane, Request
+from deployments.swap.patience import Patience
 from deployments.swap.states import SlotPhase
 
 
@@ -123,13 +126,79 @@ class ForgetsPatience(Scheduler):
         return request
 
 
+class ForgetsTheBound(Scheduler):
+    """Takes no number for no bound."""
+
+    def _new_request(
+        self, request_id: str, expert: str, priority: int, deadline_ms: float | None
+    ) -> Request:
+        request = super()._new_request(request_id, expert, priority, deadline_ms)
+        request.turn_by_ms = math.inf
+        return request
+
+
+class _OtherPatience(Scheduler):
+    patience: type[Patience]
+
+    def __init__(self, config: SchedulerConfig, *others: Any) -> None:
+        super().__init__(config, *others)
+        self._patience = self.patience(config, self._slot, self._queued)
+
+
+class _AnySwap(Patience):
+    def _ends_ms(self, request: Request, now_ms: float) -> float:
+        if self._slot.phase is SlotPhase.SWAPPING:
+            return request.expires_ms
+        return super()._ends_ms(request, now_ms)
+
+
+class WaitsForAnySwap(_OtherPatience):
+    """Counts somebody else's swap as the one that a request waits for."""
+
+    patience = _AnySwap
+
+
+class _NoReturn(Patience):
+    def _turn_has_ended(self) -> None:
+        self._in_turn.clear()
+
+
+class LeavesWhoFoundNoRoom(_OtherPatience):
+    """Lets those wait on whom a swap that they waited for had no room for."""
+
+    patience = _NoReturn
+
+
+class _GivesUp(Patience):
+    def _ends_ms(self, request: Request, now_ms: float) -> float:
+        return min(request.expires_ms, request.turn_by_ms)
+
+
+class GivesUpInTheSwap(_OtherPatience):
+    """Refuses those whose own swap is under way."""
+
+    patience = _GivesUp
+
+
+class _ImpatientDrain(Patience):
+    def _drained_by_ms(self, turn_by_ms: float, now_ms: float) -> float:
+        return -math.inf
+
+
+class GivesUpInTheDrain(_OtherPatience):
+    """Refuses at the very instant at which a drain that was begun in time is over."""
+
+    patience = _ImpatientDrain
+
+
 class GivesPatienceAnew(Scheduler):
     """Lets a request that was taken back wait once more as long as it may."""
 
     def requeue(self, request_id: str, now_ms: float) -> list[Effect]:
         request = self._slot.running[request_id]
-        request.wait_left_ms = request.limit_ms
-        return super().requeue(request_id, now_ms)
+        effects = super().requeue(request_id, now_ms)
+        request.expires_ms = now_ms + request.limit_ms
+        return effects
 
 
 class DrainsForEver(Scheduler):
@@ -161,6 +230,11 @@ PLANTED: dict[type[Scheduler], str] = {
     ServesTheRetired: "granted to a retired expert",
     TurnsToTheLongestQueue: "starved: it is older",
     ForgetsPatience: "beyond what it allowed",
+    ForgetsTheBound: "beyond age bound, drain deadline and one swap",
+    WaitsForAnySwap: "beyond age bound, drain deadline and one swap",
+    LeavesWhoFoundNoRoom: "beyond age bound, drain deadline and one swap",
+    GivesUpInTheSwap: "refused in its own swap",
+    GivesUpInTheDrain: "refused before its turn",
     GivesPatienceAnew: "beyond what it allowed",
     DrainsForEver: "holds up a drain",
     TrustsAFailedSwap: "granted to a retired expert|residents differ|granted while None",

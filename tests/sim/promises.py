@@ -49,6 +49,16 @@ class Promises:
         if client.id in self._due_ms:
             self._world.counts["started within the bound as worded"] += 1
 
+    def refused(self, client: Client) -> None:
+        """It has waited age bound and drain deadline; its turn must not be under way."""
+        drained_ms = self._world.now_ms - self._drain_began_ms
+        running = (self._world.clients[name] for name in self._world.running)
+        held_up = any(c.sent or (c.aborts > 0 and not c.stopping) for c in running)
+        due = client.id in self._due_ms and self._draining and not held_up
+        self._world.expect(
+            not due or drained_ms > self._drain_ms_max(), f"{client.id} refused before its turn"
+        )
+
     def swap_begins(self) -> None:
         if self._world.now_ms - self._drain_began_ms > self._drain_ms_max():
             self._due_ms.clear()  # a begun answer has outlasted it

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deployments.swap.config import SchedulerConfig
+from deployments.swap.patience import LATE_MS
 
 
 def rng_for(seed: int, concern: str) -> random.Random:
@@ -70,18 +71,18 @@ class Rates:
         return self.swap_ms_max + stay_ms + drain_ms + 4 * self.timer_late_ms
 
     @property
-    def bound_ms(self) -> float:
-        """Age bound, drain deadline and one swap."""
-        config = self.config
-        return config.age_bound_ms + config.drain_deadline_ms + self.swap_ms_max
+    def moments_ms(self) -> float:
+        """What no scheduler can help: timers that are late, aborts that take a while."""
+        return self.abort_ms + LATE_MS + self.timer_late_ms + 1e-3
 
 
 def draw_rates(seed: int) -> Rates:
-    """A quarter of the seeds allow no wait beyond age bound, drain deadline and one swap."""
+    """A quarter of the seeds set a longest wait; the others leave it at age bound, drain deadline
+    and one swap."""
     rates = _draw_rates(seed)
-    if rng_for(seed, "patience").random() >= 0.25:
+    if rng_for(seed, "patience").random() < 0.25:
         return rates
-    return replace(rates, config=replace(rates.config, queue_wait_ms_max=rates.bound_ms))
+    return replace(rates, config=replace(rates.config, queue_wait_ms_max=None))
 
 
 def _draw_rates(seed: int) -> Rates:

@@ -64,6 +64,7 @@ class Client:
     waited_before_ms: float = 0.0  # before runs that were taken back
     must_start_within_ms: float = math.inf
     aborts: int = 0
+    stopping: bool = False  # aborted, and not yet off the device
 
 
 class Device:
@@ -124,6 +125,8 @@ class World:
         self.resident: str | None = None
         self.resident_since_ms = -math.inf
         self.swapping: str | None = None
+        self.swapped_to: str | None = None  # by the newest swap, which may be under way
+        self.swap_began_ms, self.swap_ended_ms = math.nan, math.nan
         self.waiting: set[str] = set()
         self.running: set[str] = set()
         self.retired: set[str] = set()
@@ -214,7 +217,8 @@ class World:
 
         def arrive() -> None:
             bound_ms = rates.config.queue_wait_ms_max
-            patience_ms = bound_ms if limit_ms is None else min(limit_ms, bound_ms)
+            named = [ms for ms in (limit_ms, bound_ms) if ms is not None]
+            patience_ms = min(named, default=math.inf)
             client = Client(name, expert, self.now_ms, patience_ms, first_ms, service_ms)
             client.waiting_since_ms = self.now_ms
             client.must_start_within_ms = self._starvation_bound_ms(client)
@@ -280,6 +284,7 @@ class World:
                 return
             self.note("requeue", client.id)
             client.status = Status.WAITING
+            client.stopping = False
             client.waiting_since_ms = self.now_ms
             client.must_start_within_ms = self._starvation_bound_ms(client)
             self.running.discard(client.id)
@@ -339,7 +344,7 @@ class World:
             if self.epoch != epoch:
                 return
             self.note("swap ends", expert)
-            self.swapping = None
+            self.swapping, self.swap_ended_ms = None, self.now_ms
             if self.faults and broken:
                 self.device.lost(expert)
                 self.retired.add(expert)
@@ -402,6 +407,11 @@ class World:
             waited_ms <= client.must_start_within_ms,
             f"{client.id} starved: waited {waited_ms:.0f}, bound {client.must_start_within_ms:.0f}",
         )
+        self._check_wait(client)
+        config = self.rates.config
+        turn_ms = config.age_bound_ms + config.drain_deadline_ms + self.rates.moments_ms
+        if waited_ms > turn_ms and config.queue_wait_ms_max is None:
+            self.counts["waited its own swap out"] += 1
         self.promises.started(client)
         client.waited_before_ms += waited_ms
         client.status = Status.RUNNING
@@ -424,13 +434,13 @@ class World:
         elif refusal.reason is Refusal.QUEUE_FULL:
             self.expect(name == self.arriving, f"{name} had been accepted")
             self.expect(len(self.waiting) > config.queue_max, f"{name}: the queue has room")
-        elif name == self.arriving and refusal.wait_ms <= client.limit_ms:
+        elif name == self.arriving and refusal.wait_ms <= refusal.limit_ms:
             self.fail(f"{name} refused though its wait fits")
         elif name != self.arriving:
             self.expect(waited_ms <= client.must_start_within_ms, f"{name} starved, then refused")
-            early = client.waited_before_ms + waited_ms < client.limit_ms - 1e-6
-            self.expect(not early, f"{name} refused before its time")
             self.expect(refusal.wait_ms >= waited_ms, f"{name} was not told how long it waited")
+            self._check_wait(client)
+            self._check_not_early(client)
         self._end(client, Status.REFUSED)
         self.counts[f"refused {refusal.reason}"] += 1
 
@@ -442,6 +452,7 @@ class World:
         self.expect(wanted, f"swap to {expert}, for which nobody waits")
         self.promises.swap_begins()
         self.resident, self.swapping = None, expert
+        self.swapped_to, self.swap_began_ms = expert, self.now_ms
         self.counts["swaps"] += 1
         self._swap(expert)
 
@@ -455,6 +466,7 @@ class World:
             self.expect(not client.sent, f"{client.id} cut after its first token")
             self.expect(client.aborts == 0, f"{client.id} aborted twice")
             client.aborts += 1
+            client.stopping = True
             self.counts["aborts"] += 1
             self._stop_and_requeue(client)
 
@@ -466,13 +478,8 @@ class World:
         self.expect(scheduler.queued_ids == self.waiting, "waiting sets differ")
         bound = config.queue_max + config.in_flight_max
         self.expect(len(self.waiting) <= bound, "the queue is over its bound")
-        late_ms = self.rates.timer_late_ms + 1e-3
         for name in self.waiting:
-            client = self.clients[name]
-            waited_ms = client.waited_before_ms + self.now_ms - client.waiting_since_ms
-            self.expect(
-                waited_ms <= client.limit_ms + late_ms, f"{name} waits beyond what it allowed"
-            )
+            self._check_wait(self.clients[name])
         phase = scheduler.phase
         self.expect((phase is SlotPhase.SWAPPING) == (self.swapping is not None), "swap unknown")
         if phase is SlotPhase.EMPTY:
@@ -484,6 +491,44 @@ class World:
         if phase is SlotPhase.SERVING:
             self._check_serving()
         self.promises.look()
+
+    def _waited_ms(self, client: Client) -> float:
+        return client.waited_before_ms + self.now_ms - client.waiting_since_ms
+
+    def _own_swap_ms(self, client: Client) -> float:
+        """How much of its wait was the swap to its own expert that is under way or ends now."""
+        runs = self.swapping is not None or self.swap_ended_ms == self.now_ms
+        if not runs or self.swapped_to != client.expert:
+            return 0.0
+        return self.now_ms - max(self.swap_began_ms, client.waiting_since_ms)
+
+    def _check_wait(self, client: Client) -> None:
+        """Nobody waits longer than it or the settings allow, in whatever way the wait ends."""
+        waited_ms, config = self._waited_ms(client), self.rates.config
+        late_ms = self.rates.timer_late_ms + 1e-3
+        self.expect(
+            waited_ms <= client.limit_ms + late_ms, f"{client.id} waits beyond what it allowed"
+        )
+        if config.queue_wait_ms_max is None:  # for each wait of a request that was taken back
+            waited_ms = self.now_ms - client.waiting_since_ms
+            bound_ms = config.age_bound_ms + config.drain_deadline_ms + self._own_swap_ms(client)
+            self.expect(
+                waited_ms <= bound_ms + self.rates.moments_ms,
+                f"{client.id} waits beyond age bound, drain deadline and one swap",
+            )
+
+    def _check_not_early(self, client: Client) -> None:
+        """Whoever is refused in the queue has waited as long as it may."""
+        config = self.rates.config
+        if self._waited_ms(client) >= client.limit_ms - 1e-6:
+            return
+        waited_ms = self.now_ms - client.waiting_since_ms
+        turn_ms = config.age_bound_ms + config.drain_deadline_ms
+        due = config.queue_wait_ms_max is None and waited_ms >= turn_ms - 1e-6
+        self.expect(due, f"{client.id} refused before its time")
+        self.expect(self.swapping != client.expert, f"{client.id} refused in its own swap")
+        self.promises.refused(client)
+        self.counts["refused at the bound"] += 1
 
     def _check_serving(self) -> None:
         mine = sum(self.clients[name].expert == self.resident for name in self.waiting)

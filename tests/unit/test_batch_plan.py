@@ -79,8 +79,8 @@ def test_duplicates_name_the_line_before() -> None:
 RULE = RetryRule(attempts=4, base_s=1.0, cap_s=3.0, retry_after_max_s=60.0)
 
 
-def answer(status: int, **changes: Any) -> Answer:
-    return Answer(status, "r", b"{}", **changes)
+def answer(status: int, body: bytes = b"{}", **changes: Any) -> Answer:
+    return Answer(status, "r", body, **changes)
 
 
 def test_back_off_doubles_up_to_its_cap_and_ends() -> None:
@@ -102,6 +102,19 @@ def test_what_would_come_again_is_final(status: int) -> None:
 def test_the_gateways_word_ends_retrying() -> None:
     assert RULE.wait_s(answer(502), 1, 0.0) is not None
     assert RULE.wait_s(answer(502, should_retry=False), 1, 0.0) is None
+
+
+def test_a_refusal_for_want_of_time_is_waited_out_within_bounds() -> None:
+    busy = b'{"error":{"code":"deadline_unreachable","message":"later"}}'
+    assert RULE.busy_wait_s(answer(503, retry_after_s=20.0, body=busy), 3_599.0, 0.5) == 20.5
+    assert RULE.busy_wait_s(answer(503, retry_after_s=20.0, body=busy), 3_600.0, 0.5) is None
+    others = (
+        answer(503, body=b'{"error":{"code":"expert_out_of_service"}}'),
+        answer(503, body=b"<html>"),
+        answer(429, body=b'{"error":{"code":"rate_limit_exceeded"}}', should_retry=False),
+        Lost("reset"),
+    )
+    assert [RULE.busy_wait_s(other, 0.0, 0.0) for other in others] == [None] * 4
 
 
 def test_a_tally_adds_up() -> None:

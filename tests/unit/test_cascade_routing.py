@@ -156,7 +156,7 @@ def planted(n: int, seed: int) -> CascadeData:
 
 
 def test_on_planted_data_cascade_routing_beats_what_it_generalises() -> None:
-    result = evaluate_cascade(planted(400, 0)).as_json(bootstraps=100)
+    result = evaluate_cascade(planted(400, 0)).as_json(resamples=100)
     assert result["auc"] > result["routing_alone"]["auc"] + 0.02
     assert result["auc"] > result["threshold_cascade"]["auc"] - 0.01
     assert result["ci95"]["auc_minus_routing_alone"]["low"] > 0
@@ -165,11 +165,23 @@ def test_on_planted_data_cascade_routing_beats_what_it_generalises() -> None:
     assert set(result) >= {"aiq", "best_score", "best_score_cost", "cost_at_best_single_score"}
 
 
+def test_the_full_search_is_a_choice_of_its_own() -> None:
+    data = planted(80, 2)
+    greedy, full = (evaluate_cascade(replace(data, search=way)) for way in ("greedy", "full"))
+    assert not np.array_equal(
+        greedy.curves["cascade_routing"].cost, full.curves["cascade_routing"].cost
+    )
+    alone = full.as_json(resamples=1)
+    assert alone["auc"] > alone["routing_alone"]["auc"]
+    threshold = [result.curves["threshold_cascade"].score for result in (greedy, full)]
+    assert np.array_equal(*threshold), "which has no search"
+
+
 def test_equal_data_and_seed_give_equal_results_and_test_rows_choose_nothing() -> None:
     data = planted(150, 1)
     once = evaluate_cascade(data)
     again = evaluate_cascade(data)
-    assert once.as_json(bootstraps=20) == again.as_json(bootstraps=20)
+    assert once.as_json(resamples=20) == again.as_json(resamples=20)
     other_labels = replace(data, score_test=1.0 - data.score_test)
     turned = evaluate_cascade(other_labels)
     for name, curve in once.curves.items():

@@ -10,7 +10,7 @@ from experts.catalogue import Catalogue, ExpertsSection, build_catalogue, cache_
 from experts.errors import ConfigError, UnknownModel
 from experts.quantities import micro_usd, parse_bytes, parse_count, parse_usd
 from experts.strict_yaml import Section, load_text
-from experts.types import Capability, Price, SourceKind
+from experts.types import AnswerParsers, Capability, Price, SourceKind
 
 
 class Wrapper(Section):
@@ -53,6 +53,20 @@ def test_embeddings_need_a_server() -> None:
         catalogue(one("{path: models/a}", rest=able))
     with pytest.raises(ConfigError, match="languages"):
         catalogue(one("{path: models/a}", rest="    languages: [English]\n"))
+
+
+def test_tools_of_our_hosts_need_to_know_how_calls_are_written() -> None:
+    """Without a parser vLLM would hand calls out as text, and the promise would not be kept."""
+    able = "    capabilities: [chat, tools]\n"
+    with pytest.raises(ConfigError, match="need tool_call_parser"):
+        catalogue(one("{path: models/a}", rest=able))
+    parsers = "    tool_call_parser: hermes\n    reasoning_parser: qwen3\n"
+    hosted = catalogue(one("{path: models/a}", rest=able + parsers)).get("a")
+    assert hosted.parsers == AnswerParsers("hermes", "qwen3")
+    remote = "{url: http://h/v1, model: m}"
+    assert catalogue(one(remote, rest=able)).get("a").parsers == AnswerParsers()
+    with pytest.raises(ConfigError, match="belong to experts with weights"):
+        catalogue(one(remote, rest=able + parsers))
 
 
 @pytest.mark.parametrize(

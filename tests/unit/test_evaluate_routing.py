@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import gateway.evaluation.evaluate as evaluation
-import gateway.evaluation.measure as measure
+import gateway.evaluation.intervals as intervals
 import gateway.evaluation.train_command as train_command
 import routers.trees as trees
 from experts.errors import ArtifactError, ConfigError
@@ -50,8 +50,13 @@ def _prompt(rng: np.random.Generator, category: str, number: int) -> str:
     return f"Write a short line number {number} about the {nouns} please."
 
 
-def _write(folder: Path, n: int = 240, *, informative: bool = True, seed: int = 0) -> Path:
-    """``calculator`` is good at sums, ``writer`` at words; ``all-round`` is dear and even."""
+def _write(
+    folder: Path, n: int = 240, *, informative: bool = True, confident: bool = False, seed: int = 0
+) -> Path:
+    """``calculator`` is good at sums, ``writer`` at words; ``all-round`` is dear and even.
+
+    ``confident``: answers come with a log-probability, which mostly tells whether they are right.
+    """
     rng = np.random.default_rng(seed)
     chance = {_SUMS: (0.95, 0.15, 0.75), _WORDS: (0.1, 0.9, 0.75)}
     ids, prompts, labels, rows = [], [], [], []
@@ -69,7 +74,13 @@ def _write(folder: Path, n: int = 240, *, informative: bool = True, seed: int = 
     _table(folder / "queries.parquet", query_id=ids, prompt=prompts, category=labels)
     columns = list(zip(*rows, strict=True))
     names = ("query_id", "expert", "score", "cost")
-    _table(folder / "outcomes.parquet", **dict(zip(names, map(list, columns), strict=True)))
+    table = dict(zip(names, map(list, columns), strict=True))
+    if confident:
+        right = np.array(table["score"])
+        table["confidence"] = list(
+            np.log(np.clip(0.3 + 0.4 * right + rng.random(len(right)) / 4, 0, 1))
+        )
+    _table(folder / "outcomes.parquet", **table)
     (folder / "dataset.json").write_text(json.dumps({"cost_unit": "coins"}))
     return folder
 
@@ -89,7 +100,8 @@ def _small() -> Iterator[None]:
         patch.setattr(evaluation, "load_embedder", lambda *_: WordEmbedder())
         patch.setattr(train_command, "load_embedder", lambda *_: WordEmbedder())
         patch.setattr(trees, "_ROUNDS", 10)
-        patch.setattr(measure, "_CURVE_RESAMPLES", 40)
+        patch.setattr(intervals, "CURVE_RESAMPLES", 40)
+        patch.setattr(intervals, "RESAMPLES", 200)
         yield
 
 
@@ -150,7 +162,9 @@ def test_the_page_shows_curves_and_regrets_and_loads_nothing(
     result: evaluation.Evaluation,
 ) -> None:
     page = html_report(result)
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 4  # curves, and a reliability diagram per expert
+    zero = result.result["ci95"]["router_at_5_minus_zero_router"]["difference"]
+    assert f"{zero:+.4f} (" in page
     assert "Worst regrets" in page
     assert "calculator" in page
     assert "src=" not in page
@@ -176,8 +190,56 @@ def test_a_saved_router_scores_as_the_one_in_memory(data: Path, tmp_path: Path) 
         evaluate(EvaluateOptions(data, artifact=tmp_path / "router"), _quiet)
 
 
+def _of_a_pair(folder: Path) -> Path:
+    rows = pq.read_table(folder / "outcomes.parquet").to_pylist()
+    kept = [row for row in rows if row["expert"] != "writer"]
+    pq.write_table(pa.Table.from_pylist(kept), folder / "outcomes.parquet")
+    return folder
+
+
+def test_the_result_is_complete_and_an_artifact_scores_its_cascade_too(tmp_path: Path) -> None:
+    folder = _of_a_pair(_write(tmp_path / "pair", confident=True))
+    fresh = _of_a_pair(_write(tmp_path / "fresh", 120, confident=True, seed=3))
+    train(TrainOptions(folder, tmp_path / "router", 0, "now", "x"), _quiet)
+    budgets = (2.0, 5.0)
+    saved = evaluate(EvaluateOptions(fresh, artifact=tmp_path / "router", budgets=budgets), _quiet)
+    direct = evaluate(EvaluateOptions(fresh, train=folder, budgets=budgets), _quiet)
+    figures = saved.result
+    json.dumps(figures, allow_nan=False)
+    assert figures.keys() == direct.result.keys()
+    assert figures["admitted"] == direct.result["admitted"]
+    curve = {"curve", "auc", "aiq", "best_score", "best_score_cost", "cost_at_best_single_score"}
+    pair = {"apgr", "cpt50", "cpt80"}
+    assert figures["router"].keys() >= curve | pair
+    assert figures["cascade"].keys() >= curve | pair
+    assert figures["ci95"].keys() == {
+        *(name for name in figures["baselines"] if name != "best_single"),
+        "router_best_score", "router_best_score_minus_domain_map",
+        "router_auc_minus_zero_router", "apgr_minus_domain_map",
+        "cascade_best_score", "cascade_at_half_cost_of_best_single", "cascade_auc_minus_router",
+        *(f"{way}_at_{b}" for way in ("router", "zero_router", "map") for b in (2, 5)),
+        *(f"router_at_{b}_minus_{way}" for way in ("zero_router", "map") for b in (2, 5)),
+    }  # fmt: skip
+    for name in ("auc", "apgr"):
+        assert figures["cascade"][name] == pytest.approx(direct.result["cascade"][name], abs=5e-3)
+    single = figures["baselines"]["best_single"]["score"]
+    for name, score in {
+        "cascade_best_score": figures["cascade"]["best_score"],
+        "router_at_5": figures["at_budget"]["5"]["router"]["score"],
+        "zero_router_at_5": figures["at_budget"]["5"]["zero_router"]["score"],
+        "map_at_2": figures["at_budget"]["2"]["map"]["score"],
+    }.items():
+        interval = figures["ci95"][name]
+        assert interval["difference"] == pytest.approx(score - single, abs=1e-9), name
+        assert interval["low"] <= interval["difference"] <= interval["high"], name
+    page = html_report(saved)
+    best = figures["ci95"]["cascade_best_score"]["difference"]
+    assert f">cascade best score</td><td>{figures['cascade']['best_score']:.4f}" in page
+    assert f"{best:+.4f} (" in page
+
+
 def test_a_new_expert_joins_and_leaves_the_others_as_they_were(tmp_path: Path) -> None:
-    folder = _write(tmp_path / "all")
+    folder = _write(tmp_path / "all", confident=True)
     outcomes = pq.read_table(folder / "outcomes.parquet").to_pylist()
     queries = pq.read_table(folder / "queries.parquet").to_pylist()
     known = [r for r in outcomes if r["expert"] != "writer"]
@@ -196,8 +258,10 @@ def test_a_new_expert_joins_and_leaves_the_others_as_they_were(tmp_path: Path) -
     assert joined.quality is not None
     assert joined.quality.experts == ("all-round", "calculator", "writer")
     assert np.array_equal(joined.quality.model.table, old.quality.model.table)
-    fresh = _write(tmp_path / "fresh", 120, seed=5)
+    fresh = _write(tmp_path / "fresh", 120, confident=True, seed=5)
     figures = evaluate(EvaluateOptions(fresh, artifact=tmp_path / "new"), _quiet).result
+    assert old.quality.evidence.confidence is not None
+    assert "cascade" not in figures  # the writer never answered the training prompts
     assert figures["calibration"]["writer"]["brier"] < 0.18  # its mean score alone: about .25
     with pytest.raises(ArtifactError, match="other experts"):
         evaluate(EvaluateOptions(fresh, artifact=tmp_path / "old"), _quiet)
@@ -214,6 +278,12 @@ def test_what_only_training_uses_is_refused_with_a_saved_artifact(
 ) -> None:
     with pytest.raises(ConfigError, match="is for training"):
         evaluate(EvaluateOptions(data, artifact=Path("router"), **idle), _quiet)
+
+
+@pytest.mark.parametrize("holdout", [0.0, 1.0, -0.1])
+def test_a_share_that_leaves_nothing_on_one_side_is_refused(data: Path, holdout: float) -> None:
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        evaluate(EvaluateOptions(data, train=data, holdout=holdout), _quiet)
 
 
 def test_folders_with_other_experts_are_named_apart(data: Path, tmp_path: Path) -> None:

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from deployments.host_record import HostRecord
-from experts.errors import CoeError, HostLost, HostUnavailable, QueueFull, UpstreamTimeout
+from experts.errors import (
+    CoeError,
+    ConnectionPoolFull,
+    HostLost,
+    HostUnavailable,
+    QueueFull,
+    UpstreamTimeout,
+)
 from experts.http_backend import HttpBackend
 from experts.protocol import Backend, ExpertCall, ExpertReply
 from experts.scripted import ScriptedBackend
@@ -145,8 +152,9 @@ async def test_a_lost_host_is_suspected_and_the_next_one_asked() -> None:
     assert leases.suspects == ["one", "two"]
 
 
-async def test_a_full_host_is_not_suspected() -> None:
-    leases = Leases(one=QueueFull("a", 9, 1.0), two=None)
+@pytest.mark.parametrize("full", [QueueFull("a", 9, 1.0), ConnectionPoolFull("a", 9, 1.0)])
+async def test_a_full_host_is_not_suspected(full: CoeError) -> None:
+    leases = Leases(one=full, two=None)
     assert await call_over(leases) == {"ok": True}
     assert leases.suspects == []
 

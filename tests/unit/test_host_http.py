@@ -279,6 +279,7 @@ def test_an_engine_that_ends_without_a_word_is_an_error() -> None:
 RAISED: list[e.CoeError] = [
     e.QueueFull("x", 7, 2_500.0),
     e.DeadlineUnreachable("x", wait_ms=900.5, deadline_ms=200.0),
+    e.DeadlineUnreachable("x", wait_ms=900.5, deadline_ms=200.0, retry_after_ms=700.5),
     e.ExpertOutOfService("x", "canary differs"),
     e.HostUnavailable("x", 1_234.0),
     e.HostLost("x", "host-1"),

@@ -141,6 +141,9 @@ def test_files_round_trip_and_changes_change_the_digest() -> None:
         (("large: 0.7}", "huge: 0.7}"), "huge"),
         (("confidence_sd: {small", "confidence_sd: {large"), "cascade.calibration.large"),
         (("small: 0.3", "small: 1.3"), "less than or equal to 1"),
+        (("confidence_sd:", "confidence_moves: {large: {small: 0.1}}\n  confidence_sd:"), "drafts"),
+        (("confidence_sd:", "confidence_moves: {small: {small: 0.1}}\n  confidence_sd:"), "own"),
+        (("confidence_sd:", "confidence_moves: {small: {huge: 0.1}}\n  confidence_sd:"), "huge"),
     ],
 )
 def test_wrong_files_are_refused(change: tuple[str, str], says: str) -> None:

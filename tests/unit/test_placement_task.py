@@ -127,12 +127,19 @@ async def test_one_move_at_a_time_and_the_outcome_survives_an_outage_of_the_stor
     assert (world.counted, world.told) == ([("pool", "done")], [])
 
 
-async def test_closing_gives_up_the_move_and_the_lease() -> None:
+async def test_closing_leaves_the_move_to_its_host_and_the_lease_to_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nobody knows how it ends, so it has not failed."""
     world = World()
     world.go.clear()
     world.task.start()
     await world.ticks(2)
-    await world.task.aclose()
-    assert world.counted == [("pool", "failed")]
+    with caplog.at_level("INFO", "gateway.placement_task"):
+        await world.task.aclose()
+    assert world.counted == [("pool", "left")]
+    (line,) = caplog.records
+    assert (line.levelname, line.__dict__["fields"]["outcome"]) == ("INFO", "left")
+    assert world.told == [], "the store is about to be closed as well"
     assert world.released == 1
     await World(lease=False).task.aclose()

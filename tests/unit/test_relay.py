@@ -65,6 +65,28 @@ def test_usage_is_made_up_from_the_count_when_upstream_sends_none() -> None:
     assert (last["id"], last["model"], last["coe"]) == ("1", "x", COE)
 
 
+@pytest.mark.parametrize("kind", ["chat.completion.chunk", "text_completion"])
+def test_a_stream_that_does_not_say_how_it_ended_gets_a_last_chunk_for_the_totals(
+    kind: str,
+) -> None:
+    passing = relay()
+    passing.feed([chunk("a", object=kind), chunk("b", object=kind)], COE)
+    (last,) = map(msgspec.json.decode, passing.finish(Usage(3, 2), {"cost_usd": 1}))
+    (choice,) = last["choices"]
+    said = {"text": ""} if kind == "text_completion" else {"delta": {}}
+    assert choice == {"index": 0, "logprobs": None, "finish_reason": None, **said}
+    assert (last["id"], last["object"], last["model"]) == ("1", kind, "x")
+    assert last["coe"] == {"cost_usd": 1}
+    assert passing.chunks == 2, "it is none of the expert's"
+
+
+def test_so_does_one_that_goes_on_after_its_end() -> None:
+    passing = relay()
+    passing.feed([chunk("a"), chunk(finish_reason="stop"), chunk()], COE)
+    (last,) = map(msgspec.json.decode, passing.finish(Usage(3, 2), {"cost_usd": 1}))
+    assert last["coe"] == {"cost_usd": 1}
+
+
 @pytest.mark.parametrize("announced", [True, False])
 def test_another_model_name_is_corrected_everywhere(announced: bool) -> None:
     passing = relay(rename=announced)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from gateway.backends import Lease
 from gateway.journal import Journal
 from gateway.service import Clock, GatewayService, ServiceLimits, build_service
 from gateway.wire import WireRequest, parse_request
+from policies.calibration import EntropyWeights, OneWeight
 from policies.live import PolicySet
 from policies.policy_set import Canary
 from policies.types import Calibration, Candidate, Caps, PerQuery, Policy, Route, StreamWindow
@@ -355,6 +357,75 @@ async def test_a_per_query_plan_escalates_by_the_next_expert_s_value(
     assert (await ask(made))["model"] == served
     chunks = await stream(world(per_query_policy(), a=draft, b=SURE))
     assert {chunk["model"] for chunk in chunks} == {served}
+
+
+def three_stages(weight: float, **of_b: Any) -> Policy:
+    """``b`` is judged by whether it says what ``a`` said; ``c`` answers for both."""
+    agrees = Calibration(0.001, -1.0, agreement=OneWeight(weight, missing=0.0), **of_b)
+    return policy("a", "b", "c", calibrations={"a": Calibration(4.0, 1.0), "b": agrees})
+
+
+@pytest.mark.parametrize(("said", "served"), [("Paris.", "b"), ("Rome.", "c")])
+async def test_a_second_draft_that_agrees_with_the_first_is_believed(
+    said: str, served: str
+) -> None:
+    scripts = {"a": "fixed?text=Paris&confidence=0.2", "b": f"fixed?text={said}", "c": SURE}
+    made = world(three_stages(4.0), **scripts)
+    assert (await ask(made))["model"] == served
+    first, second, *_ = made.records[-1]["stages"]
+    assert first["agreement"] is None
+    assert second["agreement"] == (1.0 if served == "b" else 0.0)
+    assert second["confidence"] == pytest.approx(
+        1 / (1 + math.exp(1 - 4.0 * (served == "b"))), 0.01
+    )
+    streamed = await stream(world(three_stages(4.0), **scripts))
+    assert streamed[-1]["model"] == served
+
+
+@pytest.mark.parametrize("endpoint", [Endpoint.CHAT, Endpoint.COMPLETIONS])
+async def test_alternatives_are_asked_for_where_entropy_is_read_and_stay_hidden(
+    endpoint: Endpoint,
+) -> None:
+    doubts = Calibration(0.001, 1.0, entropy=EntropyWeights(mean=-2.0, missing=5.0))
+    chosen = policy("a", "b", calibrations={"a": doubts})
+    made = world(chosen, a="tokens?confidence=0.3", b=SURE)
+    asked = {"model": "auto", "prompt": "one", "messages": [{"role": "user", "content": "one"}]}
+    del asked["messages" if endpoint is Endpoint.COMPLETIONS else "prompt"]
+    body = parse_request(json.dumps(asked).encode(), endpoint)
+    with made.service.journal("completions", "r1") as journal:
+        answer = await made.service.complete(body, journal)
+    assert answer["model"] == "b", "0.3 and four others of 0.175: an entropy of 1.58 nats"
+    sent = made.backends["a"].calls[0].body
+    assert sent.get("top_logprobs") == (5 if endpoint is Endpoint.CHAT else None)
+    assert sent["logprobs"] == (True if endpoint is Endpoint.CHAT else 5)
+    assert "logprobs" not in made.backends["b"].calls[0].body, "the last stage is not judged"
+    assert made.records[-1]["stages"][0]["confidence"] == pytest.approx(0.103, abs=0.002)
+
+
+async def test_a_caller_s_own_log_probabilities_are_left_as_asked() -> None:
+    doubts = Calibration(0.001, -1.0, entropy=EntropyWeights(mean=-2.0, missing=5.0))
+    made = world(policy("a", "b", calibrations={"a": doubts}), a=WEAK, b=SURE)
+    body = await ask(made, logprobs=True, top_logprobs=2)
+    assert body["model"] == "a", "two alternatives make no entropy, so `missing` stands for it"
+    assert len(body["choices"][0]["logprobs"]["content"][0]["top_logprobs"]) == 2
+
+
+async def test_a_later_bound_moves_with_what_the_first_answer_said() -> None:
+    """a's doubt lowers b and c together, so b, no better than before, is good enough now."""
+    table = {"general": {"a": 0.5, "b": 0.6, "c": 0.7}}
+    sd, moves = {"a": 0.3, "b": 0.15}, {"a": {"c": 0.14}}
+    plain = Calibration(4.0, 1.0)
+    served = {}
+    for name, known in (("independent", {}), ("correlated", moves)):
+        rule = PerQuery(0.0, 0.0, 50, table, confidence_sd=sd, confidence_moves=known)
+        chosen = policy("a", per_query=rule, calibrations={"a": plain, "b": plain})
+        made = world(chosen, a=WEAK, b="tokens?confidence=0.85", c=SURE)
+        served[name] = (await ask(made))["model"]
+        with made.service.journal("route", "r1") as journal:
+            stages = (await made.service.explain(request(), journal))["plan"]["stages"]
+        assert [stage["expert"] for stage in stages] == ["a", "b", "c"]
+        assert ("min_confidence_follows" in stages[1]) == (name == "correlated")
+    assert served == {"independent": "c", "correlated": "b"}
 
 
 async def test_per_query_terms_are_explained_without_a_call() -> None:

@@ -17,6 +17,7 @@ from experts.errors import (
     CanaryMismatch,
     DeadlineUnreachable,
     ExpertOutOfService,
+    HostLost,
     HostUnavailable,
     QueueFull,
     SwapFailed,
@@ -66,6 +67,7 @@ CONFIG = SchedulerConfig(
     min_residency_ms=50,
     drain_deadline_ms=300,
     swap_timeout_ms=1_000,
+    queue_wait_ms_max=120_000,
     close_grace_ms=50,
 )
 Body = Callable[[SlotDriver, PacedActuator], Awaitable[Any]]
@@ -188,6 +190,31 @@ def test_a_swap_that_takes_too_long_is_stopped() -> None:
         assert driver.snapshot().phase is SlotPhase.EMPTY
 
     drive(body, PacedActuator(swap_ms=60_000))
+
+
+def test_a_swap_that_cannot_be_stopped_makes_the_host_unfit() -> None:
+    """A device call that hangs lets go of nothing. Somebody has to replace the process."""
+
+    class Hung(PacedActuator):
+        async def make_resident(self, expert: str) -> SwapReport:
+            writing = asyncio.ensure_future(asyncio.sleep(3_000))
+            try:
+                await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                await asyncio.wait({writing})
+                raise
+            raise AssertionError("stopped before")
+
+    async def body(driver: SlotDriver, actuator: PacedActuator) -> None:
+        waiter = asyncio.create_task(use(driver, actuator, "a", 10))
+        await asyncio.sleep(4.9)
+        driver.check_health()  # it was asked to stop, and may be about to
+        await asyncio.sleep(0.2)
+        with pytest.raises(HostLost):
+            driver.check_health()
+        waiter.cancel()
+
+    drive(body, Hung())
 
 
 def test_refusals_carry_the_measured_wait() -> None:

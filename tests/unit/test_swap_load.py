@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
@@ -20,7 +21,7 @@ from bench._load_sweep import (
 from deployments.swap.config import SchedulerConfig
 from deployments.swap.effects import BeginSwap, Effect, Grant, Refuse
 
-CONFIG = SchedulerConfig(in_flight_max=2, queue_max=4)
+CONFIG = SchedulerConfig(in_flight_max=2, queue_max=4, queue_wait_ms_max=120_000)
 
 
 def done(effects: list[Effect]) -> list[str]:
@@ -82,7 +83,7 @@ def test_no_request_is_passed_by_more_than_its_batch(
     events: list[tuple[str, bool]], batch_max: int
 ) -> None:
     """And none is lost: once nothing more comes, all have been served."""
-    scheduler = FcfsLru(SchedulerConfig(in_flight_max=2, queue_max=99), "a", batch_max=batch_max)
+    scheduler = FcfsLru(replace(CONFIG, queue_max=99), "a", batch_max=batch_max)
     granted: list[int] = []
     running: list[str] = []
     swapping: list[str] = []
