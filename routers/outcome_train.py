@@ -129,6 +129,7 @@ def _trained(
         held.cost,
         sample.labels,
         text_keys(outcomes.texts),
+        outcomes.confidence,
     )
     return TrainedRouter(
         outcomes=outcomes,

@@ -256,13 +256,15 @@ def _description(file: Path) -> dict[str, Any]:
 
 
 def _digest(outcomes: Outcomes) -> str:
-    """SHA-256 over texts, labels, experts, scores and costs."""
+    """SHA-256 over texts, labels, experts, scores, costs and, where there are any, confidences."""
     digest = hashlib.sha256()
     none = ("",) * len(outcomes)
     labels = outcomes.categories or none, outcomes.sources or none
     for row in zip(outcomes.texts, *labels, strict=True):
         digest.update(json.dumps(row).encode() + b"\n")
     digest.update(json.dumps(outcomes.experts).encode())
-    for array in (outcomes.score, outcomes.cost):
+    for array in (outcomes.score, outcomes.cost, outcomes.confidence):
+        if array is None:
+            continue
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

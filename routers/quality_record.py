@@ -38,6 +38,8 @@ class Evidence:
     ``score`` and ``cost`` [n, k] as recorded, ``quality``, ``mapped`` (by the category map alone)
     and ``expected_cost`` [n, k] estimated without the row, ``labels`` [n] categories, ``keys`` [n]
     digests of the routing texts, so that an evaluation can leave out prompts that training saw.
+    ``confidence`` [n, k] of the answers, as recorded: what a cascade learns from. None where the
+    data has none, and once an expert has joined that never answered these prompts.
     """
 
     score: Float64Array
@@ -47,6 +49,7 @@ class Evidence:
     expected_cost: Float64Array
     labels: NDArray[np.int64]
     keys: NDArray[np.uint64]
+    confidence: Float64Array | None = None
 
 
 class QualityRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -104,6 +107,8 @@ def quality_arrays(model: QualityModel, evidence: Evidence) -> dict[str, NDArray
             arrays |= {f"{name}.{field}": np.asarray(getattr(part, field)) for field in fields}
     if model.neighbours is not None:
         arrays["neighbours.score"] = model.neighbours.score
+    if evidence.confidence is not None:
+        arrays["evidence.confidence"] = evidence.confidence.astype(np.float32)
     return arrays
 
 
@@ -120,7 +125,7 @@ def quality_from_arrays(record: QualityRecord, arrays: Arrays) -> tuple[QualityM
             return None
         return kind(**{field: plain(arrays[f"{name}.{field}"]) for field in fields})
 
-    score = arrays.get("neighbours.score")
+    score, confidence = arrays.get("neighbours.score"), arrays.get("evidence.confidence")
     model = QualityModel(
         experts=record.experts,
         vocabulary=part(Vocabulary, "vocabulary"),
@@ -147,6 +152,7 @@ def quality_from_arrays(record: QualityRecord, arrays: Arrays) -> tuple[QualityM
         expected_cost=arrays["evidence.expected_cost"],
         labels=arrays["evidence.labels"],
         keys=arrays["evidence.keys"],
+        confidence=None if confidence is None else confidence.astype(np.float64),
     )
     _check(record, model, evidence)
     return model, evidence
@@ -163,6 +169,8 @@ def _check(record: QualityRecord, model: QualityModel, evidence: Evidence) -> No
         "costs": (model.costs.bias.shape, (k,)),
         "recalibration": (model.recalibration.slope.shape, (k,)),
     }
+    if evidence.confidence is not None:
+        shapes["evidence.confidence"] = (evidence.score.shape, evidence.confidence.shape)
     if model.added is not None:
         shapes["added"] = (model.added.loadings.shape, (k, len(record.added)))
     for name, (found, wanted) in shapes.items():
