@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,11 +11,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from gateway.progress_lines import ProgressLines
+
 __all__ = ["progress_bar", "show_joined", "show_route", "show_training"]
 
 
 @contextmanager
 def progress_bar() -> Iterator[Any]:
+    """``report(stage, done, total)``: bars on a terminal, else lines."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield ProgressLines(time.monotonic, lambda line: print(line, file=sys.stderr, flush=True))
+        return
     from rich.progress import (
         BarColumn,
         Progress,
@@ -29,7 +38,7 @@ def progress_bar() -> Iterator[Any]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=console) as bar:
         tasks: dict[str, Any] = {}
 
         def report(stage: str, done: int, total: int) -> None:
