@@ -109,9 +109,12 @@ class MessageStream:
     def _ending(self) -> dict[str, Any]:
         blocks = self._blocks
         reason = _STOP_REASONS.get(blocks.finish_reason or "stop", "end_turn")
+        kinds = {block.kind for block in blocks.blocks}
+        if reason == "end_turn" and BlockKind.TOOL in kinds:
+            reason = "tool_use"  # a call that was forced by name ends with "stop" at OpenAI
         if reason == "end_turn" and blocks.stop_sequence is not None:
             return {"stop_reason": "stop_sequence", "stop_sequence": blocks.stop_sequence}
-        if any(block.kind is BlockKind.REFUSAL for block in blocks.blocks):
+        if BlockKind.REFUSAL in kinds:
             reason = "refusal"
         return {"stop_reason": reason, "stop_sequence": None}
 

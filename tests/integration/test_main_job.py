@@ -188,6 +188,17 @@ def test_bad_requests_name_the_field(
     assert reply.json()["error"]["param"] == param
 
 
+def test_what_was_planned_for_covers_what_the_template_adds(
+    stack: Stack, client: openai.OpenAI
+) -> None:
+    """The shortest prompt: nearly all of it is the template's, with a system prompt of its own."""
+    body: Any = {"model": "general", "messages": [{"role": "user", "content": "x"}]}
+    planned = httpx.post(f"{stack.url}/route", json=body | {"max_tokens": 1}).json()
+    answer = client.chat.completions.create(**body, max_tokens=1)
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens <= planned["prompt_tokens"]
+
+
 def test_array_shaped_content_is_routed_by_its_words(client: openai.OpenAI) -> None:
     parts = [{"type": "text", "text": PROMPTS["sql"]}]
     answer = client.chat.completions.create(

@@ -37,7 +37,7 @@ async def test_a_short_prompt_is_estimated_without_opening_a_tokenizer(tmp_path:
 async def test_a_prompt_near_the_bound_is_counted(folder: Path) -> None:
     spec = expert("a", folder, 1_024)
     counted = await count(PromptCounter(), spec, "word " * 600)
-    assert counted == 600 + 8 + 16
+    assert counted == 600 + 8 + 32
     assert estimate_tokens(["word " * 600], messages=1) > 1_000, "the estimate would have refused"
 
 
