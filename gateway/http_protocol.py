@@ -121,9 +121,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._in_head, self._in_body = False, True
         self._head_bytes = self._frame_bytes = 0
         self._arrived()
-        if at_most > self.limits.header_bytes and self._sent_bytes() > self.limits.header_bytes:
-            self._refuse(431, "headers_too_large")
-            return
+        if at_most > self.limits.header_bytes:
+            sent = self._sent_bytes()
+            if sent > self.limits.header_bytes:
+                self._refuse(431, "headers_too_large")
+                return
+            self._frame_bytes = at_most - sent  # came in the same piece; ``on_body`` takes its own
         super().on_headers_complete()
         if self._is_last:
             self.cycle.keep_alive = False

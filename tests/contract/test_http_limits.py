@@ -173,6 +173,16 @@ async def test_who_behaves_notices_nothing(tmp_path: Path) -> None:
     assert answered.count(b"200 OK") == 2
 
 
+async def test_a_body_in_the_same_piece_is_no_head(tmp_path: Path) -> None:
+    gateway = make_gateway(tmp_path, [spec("echo")])
+    body, closing = BODY + b" " * 50_000, HEAD + b"connection: close\r\n"
+    whole = closing + b"content-length: %d\r\n\r\n" % len(body) + body
+    chunked = closing + b"transfer-encoding: chunked\r\n\r\n%x\r\n" % len(body)
+    async with limited(gateway) as address:
+        for sent in (whole, chunked + body + b"\r\n0\r\n\r\n"):
+            assert b"200 OK" in await said(address, sent)
+
+
 async def test_connections_have_a_number(tmp_path: Path) -> None:
     async with limited(make_gateway(tmp_path, [spec("echo")])) as address:
         held = [await asyncio.open_connection(*address) for _ in range(SMALL.connections)]
