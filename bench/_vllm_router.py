@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from gateway.process_tree import dies_with_us
+
 
 class Peer(NamedTuple):
     url: str
@@ -45,6 +47,7 @@ def running(executable: str, upstream: str) -> Iterator[Peer]:
                 *("--policy", "round_robin", "--log-level", "error", "--log-dir", logs),
             ],
             stdout=subprocess.DEVNULL,
+            preexec_fn=dies_with_us(),
             stderr=subprocess.DEVNULL,
         )
         try:

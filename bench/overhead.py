@@ -36,6 +36,7 @@ import psutil  # noqa: E402
 
 from bench import _report, _vllm_router  # noqa: E402
 from deployments.environment import REDIS_ENV  # noqa: E402
+from gateway.process_tree import dies_with_us  # noqa: E402
 
 ARTIFACT = ROOT / "routers" / "data" / "quickstart" / "artifact"
 CHUNKS = 50
@@ -374,6 +375,7 @@ def _serving(role: str, *arguments: str) -> Iterator[_Server]:
             [sys.executable, __file__, "--serve", role, "--fd", str(descriptor), *arguments],
             pass_fds=[descriptor],
             cwd=ROOT,
+            preexec_fn=dies_with_us(),
         )
     # Only the child holds the socket now: should it die, callers are refused instead of waiting.
     try:
