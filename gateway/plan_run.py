@@ -24,6 +24,8 @@ from policies.types import Attempt, Evidence, Exhausted, Verdict
 
 __all__ = ["OpenAnswer", "PlanRun"]
 
+_UNREAD = Evidence(0.0, 0, finished=True, elapsed_ms=0.0)
+
 
 class PlanRun:
     """One request's way through its plan. Used once, by one task."""
@@ -64,7 +66,7 @@ class PlanRun:
             except CoeError as error:
                 failure = self._failed(error)
             else:
-                if self._judged_whole(draft[0], draft[1]) is Verdict.ACCEPT:
+                if self._verdict_on(step, *draft) is Verdict.ACCEPT:
                     break
             step = self.cascade.next_attempt(self.now_ms())
         if draft is None:
@@ -85,7 +87,11 @@ class PlanRun:
         self.charge(note, spec)
         return reply, note
 
-    def _judged_whole(self, reply: ExpertReply, note: StageNote) -> Verdict:
+    def _verdict_on(self, attempt: Attempt, reply: ExpertReply, note: StageNote) -> Verdict:
+        if not (is_judged(attempt) or self.request.wants_logprobs):
+            verdict = self.cascade.judge(_UNREAD)  # as most answers: there is nothing to read
+            note.verdict = verdict.value
+            return verdict
         logprobs = ChoiceLogprobs(choices=0)
         logprobs.add(reply.body)
         evidence = logprobs.evidence(finished=True, elapsed_ms=0.0, earlier=self.drafts)
