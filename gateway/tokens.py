@@ -21,7 +21,7 @@ __all__ = ["PromptCounter", "estimate_tokens"]
 _CHARS_PER_TOKEN = 3  # English runs at about 4.2, code at about 3
 _TOKENS_PER_EXTRA_BYTE = 0.75  # CJK: three bytes, so two extra, at up to 1.5 tokens
 _TOKENS_PER_MESSAGE = 8  # role and separators of the chat template
-_TOKENS_PER_PROMPT = 32  # what a template adds by itself: a system prompt, the answer's first marker
+_TOKENS_PER_PROMPT = 32  # what a template adds: a system prompt, the answer's first marker
 _BYTES_PER_TOKEN_MIN = 1  # byte-fallback tokenizers never make more tokens than bytes
 _TOKENIZERS_MAX = 16
 
