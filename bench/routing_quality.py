@@ -36,6 +36,7 @@ from routers.outcome_train import ROWS_MIN
 from routers.outcomes import Outcomes, holds_outcomes, read_outcomes, text_keys
 
 _SHARES: Final = (0.125, 0.25, 0.5)
+_RIVALS: Final = ("routing_alone", "threshold_cascade", "zero_router")
 _LEARNED: Final = (
     "router_minus_best_single",
     "router_minus_zero_router_auc",
@@ -161,9 +162,10 @@ def summary(run: dict[str, Any]) -> dict[str, float | None]:
         "zero_router_auc": run["zero_router"]["auc"],
         "router_auc": router["auc"],
         "router_minus_zero_router_auc": router["auc"] - run["zero_router"]["auc"],
-        "cascade_auc": cascade and cascade["auc"],
     }
     figures |= {name: router.get(name) for name in ("apgr", "cpt50", "cpt80", "domain_map_apgr")}
+    if cascade is not None:
+        figures |= cascade_figures(cascade)
     for budget, row in run["at_budget"].items():
         figures |= {
             f"at_{budget}_{name}": cell and cell["score"] for name, cell in sorted(row.items())
@@ -171,6 +173,24 @@ def summary(run: dict[str, Any]) -> dict[str, float | None]:
         figures[f"at_{budget}_router_minus_zero"] = (
             row["router"]["score"] - row["zero_router"]["score"]
         )
+    return figures
+
+
+def cascade_figures(cascade: dict[str, Any]) -> dict[str, float | None]:
+    """Areas of cascade routing and its rivals, its lead over each, and its score at half of the
+    best single expert's cost less that expert's; over all and by task."""
+    whole = {name: cascade[name]["auc"] for name in _RIVALS} | {"cascade_routing": cascade["auc"]}
+    parts = {"all": (whole, cascade["at_half_cost_of_best_single"])}
+    for task, row in cascade.get("tasks", {}).items():
+        parts[task] = row["auc"], row["at_half_cost_of_best_single"]
+    figures: dict[str, float | None] = {}
+    for part, (areas, half) in parts.items():
+        named = {f"{name}_auc": value for name, value in areas.items()}
+        named |= {
+            f"auc_minus_{rival}": areas["cascade_routing"] - areas[rival] for rival in _RIVALS
+        }
+        named["at_half_cost_minus_best_single"] = half["score_difference"]
+        figures |= {f"cascade[{part}]_{name}": value for name, value in named.items()}
     return figures
 
 
@@ -289,10 +309,10 @@ def order_gain(scored: Scored, rival: NDArray[np.float64] | None) -> Draw:
 def show(name: str, found: dict[str, Any]) -> None:
     print(name)
     for figure, row in found["figures"].items():
-        print(f"  {figure:<40}{row['mean']:>10.4f}  ({row['low']:.4f} to {row['high']:.4f})")
+        print(f"  {figure:<48}{row['mean']:>10.4f}  ({row['low']:.4f} to {row['high']:.4f})")
     for figure, row in found["pooled"].items():
         interval = f"({row['low']:+.4f} to {row['high']:+.4f})"
-        print(f"  {figure:<40}{row['difference']:>+10.4f}  {interval}")
+        print(f"  {figure:<48}{row['difference']:>+10.4f}  {interval}")
     for share, rows in found["learning_curve"].items():
         cells = ", ".join(f"{figure} {row['mean']:+.4f}" for figure, row in rows.items())
         print(f"  trained on {100 * float(share):g} %: {cells}")

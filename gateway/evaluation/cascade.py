@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from gateway.evaluation.cascade_replay import Estimates, Recorded, replay
+from gateway.evaluation.cascade_replay import Estimates, Recorded, prices_of, replay
 from gateway.evaluation.cascade_result import CascadeResult, Curve
+from gateway.evaluation.cascade_stages import stages_by_category
 from gateway.evaluation.curve_metrics import upper_hull
 from gateway.evaluation.threshold_cascade import threshold_cascade
 from policies.cascade_routing import Search
@@ -27,7 +28,7 @@ FloatArray = NDArray[np.float64]
 Tick = Callable[[str, int, int], None]
 
 _FOLDS = 5
-_PRICES = 32
+_STAGES = 3
 _MEAN_ROWS = 5.0  # of the mean over all tasks, beside each task's own rows
 _MARGIN = 0.005
 
@@ -71,6 +72,8 @@ def evaluate_cascade(data: CascadeData, tick: Tick = lambda *_: None) -> Cascade
             Recorded(data.score_train, data.cost_train),
             Recorded(data.score_test, data.cost_test),
         )
+        limits = stages_by_category(rows[0], train, _STAGES, data.search)
+        train, test = replace(train, stages=limits), replace(test, stages=limits)
         tasks = sorted(set(train.categories) & set(test.categories))
         steps = 1 + (len(tasks) if len(tasks) > 1 else 0)
         result = _compared(rows, (train, test), data)
@@ -92,7 +95,7 @@ def _compared(
 ) -> CascadeResult:
     """All methods, each with the settings that are best on the training rows."""
     train, test = rows
-    stages = min(3, train.score.shape[1])
+    stages = min(_STAGES, train.score.shape[1])
     singles = Curve(test.score.T, test.cost.T, int(train.score.mean(axis=0).argmax()))
     on_hull = upper_hull(train.cost.mean(axis=0), train.score.mean(axis=0))
     return CascadeResult(
@@ -231,8 +234,7 @@ def _priced_curve(
     A price has no parameter of its own to fit. Keeping only the prices on the training rows' hull
     keeps those that were lucky there: with a hundred rows that costs more than it gains.
     """
-    unit = float(known[0].cost.mean())
-    prices = np.geomspace(3.0, 1e-4, _PRICES) / unit
+    prices = prices_of(known[0].cost)
     trained, tests = (
         [replay(*part, price, stages_max=stages, search=search) for price in prices]
         for part in zip(recorded, known, strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,11 @@ from policies.cascade_routing import STOP, Search, next_experts
 from policies.joint_estimates import JointEstimates, Run
 from policies.post_answer import FloatArray
 
-__all__ = ["Estimates", "Outcome", "Recorded", "replay"]
+__all__ = ["Estimates", "Outcome", "Recorded", "prices_of", "replay"]
 
 IntArray = NDArray[np.int64]
+
+_PRICES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,8 @@ class Estimates:
     """What is known of n queries: before any answer, and after each expert's own.
 
     prior, after, cost: (n, k). ``after[:, j]`` may be used only once expert j has run.
-    ``joint`` by category; ``categories`` (n,) names each row's.
+    ``joint`` by category; ``categories`` (n,) names each row's. ``stages``: the most answers that
+    a category may have, where it has a bound of its own.
     """
 
     prior: FloatArray
@@ -41,6 +44,7 @@ class Estimates:
     cost: FloatArray
     joint: Mapping[str, JointEstimates]
     categories: Sequence[str]
+    stages: Mapping[str, int] = field(default_factory=dict)
 
     def rows(self, index: IntArray) -> Estimates:
         names = [self.categories[i] for i in index.tolist()]
@@ -69,6 +73,12 @@ class Outcome:
         return np.asarray(self.ran.sum(axis=1))
 
 
+def prices_of(cost: FloatArray) -> FloatArray:
+    """Prices of a unit of cost, falling, from far too dear to next to nothing; ``cost`` (n, k)."""
+    prices: FloatArray = np.geomspace(3.0, 1e-4, _PRICES) / float(cost.mean())
+    return prices
+
+
 def replay(
     recorded: Recorded,
     known: Estimates,
@@ -88,11 +98,12 @@ def replay(
         name, run, rows = waiting.pop()
         joint = known.joint[name]
         quality = joint.quality(run, known.prior[rows], known.after[rows])
-        if len(run) == stages_max:
+        most = min(stages_max, known.stages.get(name, stages_max))
+        if len(run) == most:
             chosen = np.full(len(rows), STOP)
         else:
             cost = _cost_now(run, known.cost[rows], recorded.cost[rows])
-            left = stages_max - len(run)
+            left = most - len(run)
             chosen = next_experts(joint, run, quality, cost, price, stages_left=left, search=search)
         stopped = chosen == STOP
         ended = rows[stopped]

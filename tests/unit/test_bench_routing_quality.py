@@ -9,7 +9,7 @@ import pytest
 
 from bench._plain_routers import plain_routers
 from bench._pooled import pooled_interval
-from bench.routing_quality import Remembering, over
+from bench.routing_quality import Remembering, cascade_figures, over
 from gateway.evaluation.scored import Known, Scored
 from policies.frontier import best_corner, chosen, solve_frontier
 from routers.outcomes import Outcomes, text_keys
@@ -90,3 +90,23 @@ def test_a_text_is_embedded_once() -> None:
 def test_figures_that_a_split_lacks_are_left_out() -> None:
     found = over([{"a": 1.0, "b": None}, {"a": 3.0, "b": 2.0}])
     assert found == {"a": {"mean": 2.0, "low": 1.0, "high": 3.0}}
+
+
+def test_a_cascades_leads_are_shown_over_all_and_by_task() -> None:
+    areas = {"routing_alone": 0.7, "threshold_cascade": 0.6, "zero_router": 0.5}
+    cascade = {
+        "auc": 0.75,
+        **{name: {"auc": value} for name, value in areas.items()},
+        "at_half_cost_of_best_single": {"score_difference": 0.02},
+        "tasks": {
+            "sums": {
+                "auc": {**areas, "cascade_routing": 0.65},
+                "at_half_cost_of_best_single": {"score_difference": -0.01},
+            }
+        },
+    }
+    found = cascade_figures(cascade)
+    assert found["cascade[all]_auc_minus_routing_alone"] == pytest.approx(0.05)
+    assert found["cascade[sums]_auc_minus_routing_alone"] == pytest.approx(-0.05)
+    assert found["cascade[sums]_auc_minus_zero_router"] == pytest.approx(0.15)
+    assert found["cascade[sums]_at_half_cost_minus_best_single"] == -0.01

@@ -12,6 +12,7 @@ from scipy.stats import norm
 
 from gateway.evaluation.cascade import CascadeData, evaluate_cascade
 from gateway.evaluation.cascade_replay import Estimates, Recorded, replay
+from gateway.evaluation.cascade_stages import stages_by_category
 from gateway.evaluation.threshold_cascade import Chain
 from policies.cascade_routing import STOP, Search, next_experts
 from policies.full_search import expected_best
@@ -136,6 +137,30 @@ def test_an_experts_rare_category_leans_on_the_others() -> None:
     model = fit_post_answer(features, np.full(1000, 0.5), score, categories)
     rare = model.probability(features[-3:], np.full(3, 0.5), ["rare"] * 3)
     assert (rare > 0.4).all()
+
+
+def test_a_category_whose_rows_count_against_drafts_is_routed_alone() -> None:
+    """Both categories promise the same of an answer's confidence; in one it is drawn at random."""
+    score = (RNG.random((2 * N, 3)) < [0.5, 0.6, 0.7]).astype(float)
+    told = np.where(score > 0, 0.95, 0.05)
+    told[N:] = RNG.permutation(told[N:])
+    joint = joint_of([0.2, 0.2, 0.2])
+    categories = ["tells"] * N + ["misleads"] * N
+    answers = Recorded(score, np.tile([0.5, 2.5, 8.5], (2 * N, 1)))
+    known = Estimates(
+        np.tile([0.5, 0.6, 0.7], (2 * N, 1)),
+        told,
+        answers.cost,
+        {"tells": joint, "misleads": joint},
+        categories,
+    )
+    limits = stages_by_category(answers, known, 3, "greedy")
+    assert limits == {"tells": 3, "misleads": 1}
+    free = replay(answers, known, 1e-3, stages_max=3)
+    bound = replay(answers, replace(known, stages=limits), 1e-3, stages_max=3)
+    assert np.array_equal(bound.stages[:N], free.stages[:N])
+    assert (bound.stages[N:] == 1).all()
+    assert (free.stages[N:] > 1).any()
 
 
 def planted(n: int, seed: int) -> CascadeData:
