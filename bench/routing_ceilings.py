@@ -77,7 +77,7 @@ def over_splits(
 def ceilings(train: Outcomes, test: Outcomes, budgets: Sequence[float]) -> dict[str, Figures]:
     """One split; empty without categories."""
     found = {}
-    for level, (known, asked) in _labels(train, test).items():
+    for level, (known, asked) in labels_of(train, test).items():
         count = int(max(known.max(), asked.max())) + 1
         told = {
             "map": (known, train, [category_table(known, v, count)[0] for v in _cells(train)]),
@@ -85,12 +85,12 @@ def ceilings(train: Outcomes, test: Outcomes, budgets: Sequence[float]) -> dict[
         }
         for kind, (labels, rows, (quality, cost)) in told.items():
             corners = solve_frontier(quality[labels], cost[labels], *_cells(rows))
-            figures = _figures(quality[asked], cost[asked], corners, train, test, budgets)
+            figures = figures_of(quality[asked], cost[asked], corners, train, test, budgets)
             found[f"{level} {kind}"] = {"labels": count, **figures}
     return found
 
 
-def _figures(
+def figures_of(
     quality: FloatArray,
     expected: FloatArray,
     corners: Sequence[Corner],
@@ -145,7 +145,7 @@ def _means(labels: IntArray, cells: FloatArray, count: int) -> FloatArray:
     return means
 
 
-def _labels(train: Outcomes, test: Outcomes) -> dict[str, tuple[IntArray, IntArray]]:
+def labels_of(train: Outcomes, test: Outcomes) -> dict[str, tuple[IntArray, IntArray]]:
     """Numbers of the categories, and of the sources within them, of train and test."""
     if train.categories is None or test.categories is None:
         return {}

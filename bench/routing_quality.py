@@ -166,6 +166,13 @@ def summary(run: dict[str, Any]) -> dict[str, float | None]:
     figures |= {name: router.get(name) for name in ("apgr", "cpt50", "cpt80", "domain_map_apgr")}
     if cascade is not None:
         figures |= cascade_figures(cascade)
+        reached = cascade["cost_at_best_single_score"]
+        figures["cascade[all]_cost_share_at_best_single_score"] = (
+            reached and reached / single["cost"]
+        )
+        figures["cascade[all]_best_score_minus_best_single"] = (
+            cascade["best_score"] - single["score"]
+        )
     for budget, row in run["at_budget"].items():
         figures |= {
             f"at_{budget}_{name}": cell and cell["score"] for name, cell in sorted(row.items())
