@@ -90,10 +90,11 @@ def solve_frontier(
     """Corners by rising cost, from estimates and outcomes, each [n, k]; the last scores best.
 
     ``quality`` and ``mapped`` must be out-of-fold: estimates that know the scores would claim too
-    much. One way to route serves all budgets: whichever of estimates and map has the higher mean
-    value (score - price·cost) / (1 + price·span) over rows and prices, unless the single experts
-    beat it by more than one standard error. It ends where its score is highest, or at the best
-    single expert if no point of it scores more.
+    much. One way to route serves all budgets: the estimates, which weigh the map's table among
+    other things, unless the map beats them by more than one standard error, and either of them
+    unless the single experts do, in mean value (score - price·cost) / (1 + price·span) over rows
+    and prices. It ends where its score is highest, or at the best single expert if no point of it
+    scores more.
     """
     n, k = true_score.shape
     singles = [
@@ -120,13 +121,20 @@ def solve_frontier(
         mean: Float64Array = total / len(prices)
         return mean
 
-    values = [value(way) for way in ways]
-    best = max(range(len(ways)), key=lambda i: float(values[i].mean()))
-    lost = value(alone) - values[best]
-    if lost.mean() > lost.std() / np.sqrt(n):
+    earned = [value(way) for way in (*ways, alone)]
+    taken = 0
+    for rival in range(1, len(earned)):
+        if _proved(earned[rival] - earned[taken]):
+            taken = rival
+    if taken == len(ways):
         return tuple(hull)
-    measured = [_measured(c, quality, cost, true_score, true_cost, mapped) for c in ways[best]]
+    measured = [_measured(c, quality, cost, true_score, true_cost, mapped) for c in ways[taken]]
     return _rising(measured, best_corner(singles))
+
+
+def _proved(lead: Float64Array) -> bool:
+    """Whether the mean of [n] is above 0 by more than its standard error."""
+    return bool(lead.mean() > lead.std() / np.sqrt(len(lead)))
 
 
 def _prices(cost: Float64Array, hull: Sequence[Corner]) -> list[float]:

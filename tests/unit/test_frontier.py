@@ -88,6 +88,22 @@ def test_wrong_estimates_never_fall_below_the_category_map_at_any_budget() -> No
         chosen(1.0 - score, cost, corner)
 
 
+def test_the_map_takes_over_for_a_proved_lead_only() -> None:
+    """Expert 1 for all, against a map that takes expert 0 where that is right, and once wrongly."""
+
+    def lead_of(rows: int) -> bool:
+        score = np.tile([0.0, 1.0], (300, 1))
+        score[:rows] = [1.0, 0.0]
+        cost, quality = np.ones((300, 2)), np.tile([0.0, 1.0], (300, 1))
+        mapped = quality.copy()
+        mapped[: rows + 1] = [1.0, 0.0]
+        corners = solve_frontier(quality, cost, score, cost, mapped)
+        return any(corner.mapped for corner in corners)
+
+    assert not lead_of(2)
+    assert lead_of(20)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_one_way_to_route_serves_all_budgets(seed: int) -> None:
     """A hull over all points would pick, per budget, the way that chance favoured there."""
