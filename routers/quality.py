@@ -1,10 +1,9 @@
 """Step two's estimates: how good each expert's answer to this query would be, before asking.
 
-Six opinions are added with weights fitted on out-of-fold rows: the category's quality table under
+Seven opinions are added with weights fitted on out-of-fold rows: the category's quality table under
 the posterior, neighbours' outcomes, clusters' outcomes (UniRoute, arXiv 2502.08773; Avengers-Pro,
-arXiv 2508.12631), two linear maps of word pairs, embedding and signs, and boosted trees on signs
-and
-principal components. Only numpy is needed to estimate.
+arXiv 2508.12631), two linear maps of word pairs, embedding and signs, boosted trees on signs and
+principal components, and a forest on these and the posterior. Only numpy is needed to estimate.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from routers.classifier import softmax
 from routers.features import Vocabulary, hashed, signs
+from routers.forest import Forest
 from routers.ridge import DenseScale
 from routers.trees import Trees
 
@@ -44,7 +44,7 @@ Float64Array = NDArray[np.float64]
 Float32Array = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 
-COMPONENTS: Final = ("table", "neighbours", "clusters", "linear", "denoised", "trees")
+COMPONENTS: Final = ("table", "neighbours", "clusters", "linear", "denoised", "trees", "forest")
 _SHARPNESS: Final = 10.0  # weight of a neighbour or cluster: exp(10·cosine)
 _PSEUDO_COUNTS: Final = 10.0
 _CLUSTERS_NEAR: Final = 3
@@ -72,13 +72,13 @@ def text_features(texts: Sequence[str], vocabulary: Vocabulary) -> TextFeatures:
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """Principal components: of embeddings [d, a] and of TF-IDF rows [v, b], for the trees."""
+    """Principal components: of embeddings [d, a] and of TF-IDF rows [v, b], for all trees."""
 
     embedding: Float32Array
     text: Float32Array
 
-    def tree_rows(self, embeddings: Float32Array, text: TextFeatures) -> Float32Array:
-        """[n, p + a + b]."""
+    def rows(self, embeddings: Float32Array, text: TextFeatures) -> Float32Array:
+        """[n, p + a + b]: signs and components."""
         topics = [w @ self.text[c] for c, w in zip(text.columns, text.weights, strict=True)]
         return np.hstack([text.signs, embeddings @ self.embedding, np.array(topics)]).astype(
             np.float32
@@ -215,6 +215,7 @@ class QualityModel:
     clusters: Clusters | None
     projection: Projection | None
     trees: Trees | None
+    forest: Forest | None
     mixing: Float64Array
     recalibration: Recalibration
     costs: Costs
@@ -253,9 +254,12 @@ class QualityModel:
             found["linear"] = self.linear.predict(dense, text)
         if self.denoised is not None:
             found["denoised"] = self.denoised.predict(dense, text)
-        if self.trees is not None and self.projection is not None:
-            parts = self.trees.predict(self.projection.tree_rows(embeddings, text))
-            found["trees"] = parts[:, :1] + parts[:, 1:]
+        if self.projection is not None:
+            rows = self.projection.rows(embeddings, text)
+            if self.trees is not None:
+                found["trees"] = joined(self.trees.predict(rows))
+            if self.forest is not None:
+                found["forest"] = joined(self.forest.predict(np.hstack([rows, posterior])))
         return found
 
     def estimate(self, opinions: dict[str, Float64Array], posterior: Float64Array) -> Float64Array:
@@ -304,6 +308,12 @@ def contrasts(scores: Float64Array) -> tuple[Float64Array, Float64Array]:
     """
     shared = scores.mean(axis=1, keepdims=True)
     return shared, scores - shared
+
+
+def joined(parts: Float64Array) -> Float64Array:
+    """Undo ``contrasts``: [n, 1 + k], the row mean first, to [n, k]."""
+    whole: Float64Array = parts[:, :1] + parts[:, 1:]
+    return whole
 
 
 def neighbour_means(

@@ -12,6 +12,7 @@ from scipy.optimize import minimize
 
 from routers.features import Vocabulary, fit_vocabulary
 from routers.fit import log_loss
+from routers.forest import fit_forest
 from routers.quality import (
     COMPONENTS,
     Clusters,
@@ -82,7 +83,7 @@ def fit_quality(
     gain["all admitted"] = blend.gain
     if blend.share == 0:
         names = ["table"]
-    parts = _fit_parts(sample, seed, settings, names)
+    parts = _fit_parts(sample, posterior, seed, settings, names)
     recalibration = fit_recalibration(blend.quality, sample.score)
     topics = replace(parts.topics, strength=strength, share=share)
     model = replace(parts, mixing=blend.mixing, recalibration=recalibration, topics=topics)
@@ -105,7 +106,7 @@ def _held_out_opinions(
     tables: list[tuple[IntArray, Float64Array]] = []
     for done, (rest, out) in enumerate(folds_of(sample.groups, settings.folds, seed)):
         progress(done, settings.folds + 1)
-        parts = _fit_parts(sample.rows(rest), seed, settings, COMPONENTS)
+        parts = _fit_parts(sample.rows(rest), posterior[rest], seed, settings, COMPONENTS)
         rows = sample.rows(out)
         vectors = rows.vectors.astype(np.float32)
         text = _text_features(rows, parts.vocabulary)
@@ -142,7 +143,11 @@ def _text_features(sample: OutcomeSample, vocabulary: Vocabulary) -> TextFeature
 
 
 def _fit_parts(
-    sample: OutcomeSample, seed: int, settings: QualitySettings, names: Sequence[str]
+    sample: OutcomeSample,
+    posterior: Float64Array,
+    seed: int,
+    settings: QualitySettings,
+    names: Sequence[str],
 ) -> QualityModel:
     """Every opinion of ``names``, with equal weights and no calibration."""
     k = len(sample.experts)
@@ -153,12 +158,15 @@ def _fit_parts(
     vectors = sample.vectors.astype(np.float32)
     rows = design(vocabulary, sample.texts, scale.dense(vectors, sample.signs))
     linear, denoised, topics = _fit_linear(rows, sample, table, settings, names)
-    projection = trees = None
-    if "trees" in names:
+    projection = trees = forest = None
+    if "trees" in names or "forest" in names:
         projection = _fit_projection(rows, vectors, settings, seed)
-        text = _text_features(sample, vocabulary)
+        seen = projection.rows(vectors, _text_features(sample, vocabulary))
         targets = np.hstack(contrasts(sample.score))
-        trees = fit_trees(projection.tree_rows(vectors, text), targets, seed)
+        if "trees" in names:
+            trees = fit_trees(seen, targets, seed)
+        if "forest" in names:
+            forest = fit_forest(np.hstack([seen, posterior]), targets, seed)
     return QualityModel(
         experts=sample.experts,
         vocabulary=vocabulary,
@@ -178,6 +186,7 @@ def _fit_parts(
         else None,
         projection=projection,
         trees=trees,
+        forest=forest,
         mixing=np.ones((2, len(COMPONENTS))),
         recalibration=Recalibration(np.ones(k), np.zeros(k)),
         costs=_fit_costs(rows.dense, sample.cost),

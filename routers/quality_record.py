@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.features import Vocabulary
+from routers.forest import Forest
 from routers.quality import (
+    COMPONENTS,
     Added,
     Clusters,
     Costs,
@@ -99,6 +101,7 @@ def quality_arrays(model: QualityModel, evidence: Evidence) -> dict[str, NDArray
         "clusters": model.clusters,
         "projection": model.projection,
         "trees": model.trees,
+        "forest": model.forest,
         "added": model.added,
     }
     for name, part in parts.items():
@@ -139,6 +142,7 @@ def quality_from_arrays(record: QualityRecord, arrays: Arrays) -> tuple[QualityM
         clusters=part(Clusters, "clusters"),
         projection=part(Projection, "projection"),
         trees=part(Trees, "trees"),
+        forest=part(Forest, "forest"),
         mixing=arrays["mixing"],
         recalibration=part(Recalibration, "recalibration"),
         costs=part(Costs, "costs"),
@@ -163,7 +167,7 @@ def _check(record: QualityRecord, model: QualityModel, evidence: Evidence) -> No
     shapes = {
         "mean": (model.mean.shape, (k,)),
         "table": (model.table.shape[1:], (k,)),
-        "mixing": (model.mixing.shape[:1], (2,)),
+        "mixing": (model.mixing.shape, (2, len(COMPONENTS))),
         "evidence": (evidence.score.shape, evidence.quality.shape),
         "evidence.mapped": (evidence.score.shape, evidence.mapped.shape),
         "costs": (model.costs.bias.shape, (k,)),
@@ -176,3 +180,6 @@ def _check(record: QualityRecord, model: QualityModel, evidence: Evidence) -> No
     for name, (found, wanted) in shapes.items():
         if found != wanted:
             raise ValueError(f"{name} has shape {found}, not {wanted}")
+    for name, weights in zip(COMPONENTS[1:], model.mixing.T[1:], strict=True):
+        if weights.any() and getattr(model, name) is None:
+            raise ValueError(f"{name} has a weight and no arrays")

@@ -16,6 +16,7 @@ import pytest
 import gateway.evaluation.evaluate as evaluation
 import gateway.evaluation.intervals as intervals
 import gateway.evaluation.train_command as train_command
+import routers.forest as forest
 import routers.trees as trees
 from experts.errors import ArtifactError, ConfigError
 from gateway.evaluation.evaluate import EvaluateOptions, evaluate, split_by_prompt
@@ -25,6 +26,8 @@ from gateway.evaluation.train_command import TrainOptions, add_to, train
 from policies.frontier import mix_for_budget, solve_frontier
 from routers.artifact import load_artifact
 from routers.outcomes import read_outcomes
+from routers.quality import COMPONENTS
+from routers.quality_record import quality_arrays, quality_from_arrays
 
 _SUMS, _WORDS = "sums", "words"
 _NOUNS = ("river", "castle", "garden", "lantern", "violin", "harbour", "meadow", "engine")
@@ -100,6 +103,7 @@ def _small() -> Iterator[None]:
         patch.setattr(evaluation, "load_embedder", lambda *_: WordEmbedder())
         patch.setattr(train_command, "load_embedder", lambda *_: WordEmbedder())
         patch.setattr(trees, "_ROUNDS", 10)
+        patch.setattr(forest, "_TREES", 10)
         patch.setattr(intervals, "CURVE_RESAMPLES", 40)
         patch.setattr(intervals, "RESAMPLES", 200)
         yield
@@ -188,6 +192,20 @@ def test_a_saved_router_scores_as_the_one_in_memory(data: Path, tmp_path: Path) 
     assert load_artifact(tmp_path / "router").digest == report["artifact_digest"]
     with pytest.raises(ConfigError, match="trained on every prompt"):
         evaluate(EvaluateOptions(data, artifact=tmp_path / "router"), _quiet)
+
+
+def test_arrays_that_lack_an_opinion_with_a_weight_are_refused(data: Path, tmp_path: Path) -> None:
+    """As in a folder that was trained when the opinions were others: it must not score worse."""
+    train(TrainOptions(data, tmp_path / "router", 0, "2026-11-23T00:00:00+00:00", "x"), _quiet)
+    saved = load_artifact(tmp_path / "router").quality
+    assert saved is not None
+    arrays = quality_arrays(saved.model, saved.evidence)
+    absent = next(name for name in COMPONENTS[1:] if getattr(saved.model, name) is None)
+    mixing = arrays["mixing"].copy()
+    mixing[1, COMPONENTS.index(absent)] = 0.3
+    assert quality_from_arrays(saved.record, arrays)
+    with pytest.raises(ValueError, match=f"{absent} has a weight and no arrays"):
+        quality_from_arrays(saved.record, {**arrays, "mixing": mixing})
 
 
 def _of_a_pair(folder: Path) -> Path:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.ensemble import ExtraTreesRegressor, HistGradientBoostingRegressor
 from sklearn.linear_model import Ridge
 
 import routers.ridge
 from routers.features import SIGN_COUNT, SIGN_NAMES, fit_vocabulary, hashed, signs
+from routers.forest import _as_low, fit_forest
 from routers.ridge import DenseScale, design, fit_dense_scale, ridge
 from routers.trees import fit_trees
 
@@ -76,6 +77,38 @@ def test_trees_in_numpy_predict_what_scikit_learn_predicts() -> None:
     ).fit(rows, target[:, 0])
     unseen = rng.normal(size=(50, 4)).astype(np.float32)
     assert trees.predict(unseen)[:, 0] == pytest.approx(reference.predict(unseen), abs=1e-4)
+
+
+def test_a_forest_in_numpy_predicts_what_scikit_learn_predicts() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(300, 4)).astype(np.float32)
+    target = (rows[:, :1] > 0) * 1.0 + rows[:, 1:2] * 0.1
+    targets = np.hstack([target, -target, target**2])
+    forest = fit_forest(rows, targets, seed=3)
+    reference = ExtraTreesRegressor(
+        n_estimators=150, min_samples_leaf=8, max_features=0.3, random_state=3
+    ).fit(rows, targets)
+    unseen = rng.normal(size=(2_050, 4)).astype(np.float32)
+    assert forest.predict(unseen) == pytest.approx(reference.predict(unseen), abs=1e-3)
+    assert forest.predict(unseen[:1]) == pytest.approx(forest.predict(unseen)[:1])
+
+
+def test_a_feature_on_a_threshold_goes_the_same_way_in_both_precisions() -> None:
+    """The threshold lies between two float32 numbers; rounded up, the feature above would pass."""
+    above = np.nextafter(np.float32(0.1), np.float32(1.0))
+    threshold = np.array([0.75 * float(above) + 0.25 * 0.1])
+    assert np.float32(threshold[0]) == above
+    assert _as_low(threshold)[0] == np.float32(0.1)
+
+
+def test_the_leaves_of_a_forest_are_bounded_whatever_the_rows() -> None:
+    rng = np.random.default_rng(1)
+    rows = rng.normal(size=(20_000, 3)).astype(np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("routers.forest._TREES", 2)
+        patch.setattr("routers.forest._LEAVES_MAX", 100)
+        found = fit_forest(rows, rng.normal(size=(20_000, 2)), seed=0)
+    assert len(found.value) <= 2 * 100
 
 
 def test_a_sign_far_outside_training_counts_as_its_limit() -> None:
