@@ -1,4 +1,4 @@
-"""Measure what a routing decision costs: python bench/router.py [--json FILE|-]
+"""Measure what a routing decision costs: python bench/router.py [--artifact DIR] [--json FILE|-]
 
 Latency, processor time (it tells a slow machine from a busy one) and throughput of
 ``SemanticRouter.classify`` with the shipped artifact, and latency of the embedding alone on both
@@ -51,9 +51,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", metavar="FILE", help="write the result here; - for stdout")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--artifact", type=Path, help="time this one too, such as one trained on outcomes"
+    )
     options = parser.parse_args()
     with threadpool_limits(limits=1):
-        result = measure(random.Random(options.seed))
+        result = measure(random.Random(options.seed), options.artifact)
     text = json.dumps(result, indent=2) + "\n"
     if options.json == "-":
         sys.stdout.write(text)
@@ -63,7 +66,7 @@ def main() -> None:
     print_table(result)
 
 
-def measure(rng: random.Random) -> dict[str, Any]:
+def measure(rng: random.Random, artifact: Path | None = None) -> dict[str, Any]:
     rows = [json.loads(row) for row in (DATA / "heldout.jsonl").read_text().splitlines()]
     heldout = [row["prompt"] for row in rows]
     words = " ".join(heldout).split()
@@ -71,8 +74,11 @@ def measure(rng: random.Random) -> dict[str, Any]:
     crowd = made_up(rng, words, 200, CONCURRENT)
     runtimes = load_runtimes()
     embed_ms = runtime_latency_ms(runtimes, prompts)
+    shipped = asyncio.run(router_figures(DATA / "artifact", prompts, crowd))
+    other = artifact and {"artifact": asyncio.run(router_figures(artifact, prompts, crowd))}
     return {
-        **asyncio.run(router_figures(prompts, crowd)),
+        **shipped,
+        **(other or {}),
         "embedding_ms": embed_ms,
         "fp32_over_default": ratio(embed_ms, FP32, INT8),
         "fp32_over_same_tokens": ratio(embed_ms, FP32, INT8_WIDE),
@@ -124,9 +130,9 @@ def runtime_latency_ms(
 
 
 async def router_figures(
-    prompts: Mapping[int, Sequence[str]], crowd: Sequence[str]
+    artifact: Path, prompts: Mapping[int, Sequence[str]], crowd: Sequence[str]
 ) -> dict[str, float]:
-    router = SemanticRouter.load(DATA / "artifact")
+    router = SemanticRouter.load(artifact)
     figures: dict[str, float] = {}
     for length, texts in prompts.items():
         cpu_start = time.process_time()
@@ -201,6 +207,7 @@ def cpu_model() -> str:
 
 def print_table(result: Mapping[str, Any]) -> None:
     rows = [(key, value) for key, value in result.items() if isinstance(value, float)]
+    rows += [(f"artifact: {key}", value) for key, value in result.get("artifact", {}).items()]
     rows += [
         (f"embed, {n}: {k}", v) for n, d in result["embedding_ms"].items() for k, v in d.items()
     ]

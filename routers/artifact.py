@@ -188,7 +188,9 @@ def _load_quality(folder: Path, manifest: Manifest) -> Quality | None:
     try:
         model, evidence = quality_from_arrays(record, arrays)
     except (KeyError, ValueError, TypeError) as error:
-        raise ArtifactError(str(folder / record.arrays_file), f"does not fit: {error}") from error
+        raise ArtifactError(
+            str(folder / record.arrays_file), f"does not fit, train again: {error}"
+        ) from error
     return Quality(model, evidence, record)
 
 
