@@ -75,7 +75,8 @@ class Outcome:
 
 def prices_of(cost: FloatArray) -> FloatArray:
     """Prices of a unit of cost, falling, from far too dear to next to nothing; ``cost`` (n, k)."""
-    prices: FloatArray = np.geomspace(3.0, 1e-4, _PRICES) / float(cost.mean())
+    unit = float(cost.mean()) or 1.0  # where nothing costs anything, no price matters
+    prices: FloatArray = np.geomspace(3.0, 1e-4, _PRICES) / unit
     return prices
 
 

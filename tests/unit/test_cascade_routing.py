@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import norm
 
 from gateway.evaluation.cascade import CascadeData, evaluate_cascade
-from gateway.evaluation.cascade_replay import Estimates, Recorded, replay
+from gateway.evaluation.cascade_replay import Estimates, Recorded, prices_of, replay
 from gateway.evaluation.cascade_stages import stages_by_category
 from gateway.evaluation.threshold_cascade import Chain
 from policies.cascade_routing import STOP, Search, next_experts
@@ -161,6 +161,14 @@ def test_a_category_whose_rows_count_against_drafts_is_routed_alone() -> None:
     assert np.array_equal(bound.stages[:N], free.stages[:N])
     assert (bound.stages[N:] == 1).all()
     assert (free.stages[N:] > 1).any()
+
+
+def test_experts_that_cost_nothing_have_prices_all_the_same() -> None:
+    free = np.zeros((4, 3))
+    assert np.isfinite(prices_of(free)).all()
+    assert (np.diff(prices_of(free)) < 0).all()
+    dear = prices_of(np.full((4, 3), 2.0))
+    assert dear == pytest.approx(prices_of(free) / 2.0)
 
 
 def planted(n: int, seed: int) -> CascadeData:
