@@ -20,6 +20,7 @@ from experts.catalogue import cache_dir
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "examples" / "quickstart" / "coe.yaml"
 READY_S = 240.0
+_ENGINE = re.compile(r"EngineCore|multiprocessing\.spawn")
 
 
 def write_config(
@@ -54,6 +55,18 @@ class Stack:
     def replica(self) -> psutil.Process:
         """The Ray Serve replica that holds the engine."""
         (found,) = self.processes("ServeReplica")
+        return found
+
+    def engine(self) -> psutil.Process:
+        """vLLM's engine process, a child of the replica.
+
+        It names itself through setproctitle, which finds the command line by walking back from
+        the first environment variable and gives up silently where that one has been replaced.
+        Ray hands variables down in no fixed order, so an engine may keep the name that
+        multiprocessing started it under.
+        """
+        children = {p: " ".join(p.cmdline()) for p in self.replica().children()}
+        (found,) = (p for p, command in children.items() if _ENGINE.search(command))
         return found
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
