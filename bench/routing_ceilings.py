@@ -97,10 +97,14 @@ def figures_of(
     train: Outcomes,
     test: Outcomes,
     budgets: Sequence[float],
+    mapped: FloatArray | None = None,
 ) -> Figures:
-    """``quality`` and ``expected`` cost [n, k] of the scored rows, routed at ``corners``."""
+    """``quality`` and ``expected`` cost [n, k] of the scored rows, routed at ``corners``.
+
+    ``mapped`` [n, k], what the category map knows, where a corner may be of the map.
+    """
     rows = np.arange(len(test))
-    columns = [chosen(quality, expected, corner) for corner in corners]
+    columns = [chosen(quality, expected, corner, mapped) for corner in corners]
     score = np.array([test.score[rows, c].mean() for c in columns])
     cost = np.array([test.cost[rows, c].mean() for c in columns])
     single = test.score[:, train.score.mean(axis=0).argmax()].mean()

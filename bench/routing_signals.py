@@ -92,11 +92,11 @@ def signals(
     kernel, both = _kernel(trained, train, test, embedder, own)
     means = train.score.mean(axis=0)
     estimates = {**told, "router": own, **opinions, "kernel_ridge": kernel}
-    explained = {
-        name: _explained(values, test.score, means) for name, values in estimates.items()
-    } | {"router_and_kernel": _explained(both, test.score, means)}
+    shares = {name: explained(values, test.score, means) for name, values in estimates.items()} | {
+        "router_and_kernel": explained(both, test.score, means)
+    }
     return {
-        "explained": explained,
+        "explained": shares,
         "best_score_minus_best_single": {
             name: _gain(values, test.score, means) for name, values in estimates.items()
         },
@@ -150,9 +150,9 @@ def _kernel(
         for penalty in _PENALTIES:
             system = within + penalty * np.eye(len(within))
             found = means + across @ solve(system, train.score - means, assume_a="pos")
-            best = max(best, (_explained(found, test.score, means), found), key=lambda one: one[0])
+            best = max(best, (explained(found, test.score, means), found), key=lambda one: one[0])
             moved = own + _weight(own, found, test.score) * (found - own)
-            both = max(both, (_explained(moved, test.score, means), moved), key=lambda one: one[0])
+            both = max(both, (explained(moved, test.score, means), moved), key=lambda one: one[0])
     return best[1], both[1]
 
 
@@ -178,7 +178,8 @@ def _similarity(a: tuple[Any, Any], b: tuple[Any, Any], share: float, sharpness:
 # --- figures --------------------------------------------------------------------------------------
 
 
-def _explained(quality: FloatArray, score: FloatArray, means: FloatArray) -> float:
+def explained(quality: FloatArray, score: FloatArray, means: FloatArray) -> float:
+    """R² of the differences between experts, [n, k] each, against the constant ``means`` [k]."""
     truth = contrasts(score)[1]
     missed = ((contrasts(quality)[1] - truth) ** 2).sum()
     return float(1.0 - missed / ((contrasts(means[None])[1] - truth) ** 2).sum())

@@ -31,6 +31,7 @@ class Forest:
 
     ``feature`` [n] is -1 at a leaf; else a row goes to node ``left`` when its feature is at most
     ``threshold``, to ``right`` when not. A leaf's ``left`` is its row of ``value`` [l, k].
+    Raises ValueError for a node that leads nowhere, or back: a walk over such nodes has no end.
     """
 
     root: NDArray[np.int32]
@@ -39,6 +40,13 @@ class Forest:
     left: NDArray[np.int32]
     right: NDArray[np.int32]
     value: NDArray[np.float16]
+
+    def __post_init__(self) -> None:
+        nodes, inner = np.arange(len(self.feature)), self.feature >= 0
+        ways = np.stack([self.left[inner], self.right[inner]])
+        leads_on = (ways > nodes[inner]).all() and (ways < len(nodes)).all()
+        if not (leads_on and _within(self.left[~inner], self.value) and _within(self.root, nodes)):
+            raise ValueError("forest has a node that leads nowhere or back")
 
     def predict(self, rows: NDArray[np.floating]) -> Float64Array:
         """[n, p] features, read as float32, to [n, k]: the mean over trees."""
@@ -58,6 +66,10 @@ class Forest:
             at = np.where(feature >= 0, below, at)
         mean: Float64Array = self.value[self.left[at]].mean(axis=1, dtype=np.float64)
         return mean
+
+
+def _within(index: NDArray[np.int32], rows: NDArray[Any]) -> bool:
+    return bool(((index >= 0) & (index < len(rows))).all())
 
 
 def fit_forest(rows: NDArray[np.floating], targets: Float64Array, seed: int) -> Forest:

@@ -27,6 +27,7 @@ class Trees:
 
     ``feature`` is -1 at a leaf, where ``value`` counts; else a row goes ``left`` when its feature
     is at most ``threshold``, ``right`` when not. ``start`` [k] is what the trees are added to.
+    Raises ValueError for a node that leads nowhere, or back: a walk over such nodes has no end.
     """
 
     feature: NDArray[np.int16]
@@ -35,6 +36,13 @@ class Trees:
     right: NDArray[np.int16]
     value: NDArray[np.float32]
     start: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        inner = self.feature >= 0
+        node = np.nonzero(inner)[2]
+        ways = np.stack([self.left[inner], self.right[inner]])
+        if not ((ways > node).all() and (ways < self.feature.shape[2]).all()):
+            raise ValueError("trees have a node that leads nowhere or back")
 
     def predict(self, rows: NDArray[np.float32]) -> Float64Array:
         """[n, p] float32 features to [n, k]. Row by row: a request is one row."""

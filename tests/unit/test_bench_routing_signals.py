@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.routing_signals import _bettered, _explained, _means, _weight
+from bench.routing_signals import _bettered, _means, _weight, explained
 
 RNG = np.random.default_rng(5)
 SCORE = (RNG.random((6000, 4)) < [0.4, 0.5, 0.6, 0.7]).astype(float)
@@ -14,16 +14,16 @@ FLAT = np.tile(MEANS, (len(SCORE), 1))
 
 
 def test_means_explain_nothing_and_the_scores_themselves_everything() -> None:
-    assert _explained(FLAT, SCORE, MEANS) == 0.0
-    assert _explained(SCORE, SCORE, MEANS) == 1.0
+    assert explained(FLAT, SCORE, MEANS) == 0.0
+    assert explained(SCORE, SCORE, MEANS) == 1.0
     shifted = SCORE + RNG.random((len(SCORE), 1))
-    assert _explained(shifted, SCORE, MEANS) == pytest.approx(1.0)  # no route depends on it
+    assert explained(shifted, SCORE, MEANS) == pytest.approx(1.0)  # no route depends on it
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3])
 def test_a_bettered_estimate_explains_the_share_that_was_asked_for(share: float) -> None:
     found = _bettered(FLAT, SCORE, share, np.random.default_rng(0))
-    assert _explained(found, SCORE, MEANS) == pytest.approx(share, abs=0.01)
+    assert explained(found, SCORE, MEANS) == pytest.approx(share, abs=0.01)
 
 
 def test_a_worse_estimate_gets_no_weight_and_a_better_one_does() -> None:

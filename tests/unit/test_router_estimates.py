@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.ensemble import ExtraTreesRegressor, HistGradientBoostingRegressor
@@ -109,6 +111,32 @@ def test_the_leaves_of_a_forest_are_bounded_whatever_the_rows() -> None:
         patch.setattr("routers.forest._LEAVES_MAX", 100)
         found = fit_forest(rows, rng.normal(size=(20_000, 2)), seed=0)
     assert len(found.value) <= 2 * 100
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("left", 0), ("right", 10_000), ("root", -1), ("leaf", 10_000)]
+)
+def test_a_forest_whose_nodes_lead_nowhere_or_back_is_refused(name: str, value: int) -> None:
+    """A walk over them would have no end, in the gateway's only thread for routing."""
+    rows = np.random.default_rng(2).normal(size=(100, 3))
+    sound = fit_forest(rows, rows[:, :2], seed=0)
+    inner = int(np.flatnonzero(sound.feature >= 0)[0])
+    leaf = int(np.flatnonzero(sound.feature < 0)[0])
+    field, at = {"root": ("root", 0), "leaf": ("left", leaf)}.get(name, (name, inner))
+    forged = getattr(sound, field).copy()
+    forged[at] = value
+    with pytest.raises(ValueError, match="leads nowhere or back"):
+        replace(sound, **{field: forged})
+
+
+@pytest.mark.parametrize("value", [0, 500])
+def test_trees_whose_nodes_lead_nowhere_or_back_are_refused(value: int) -> None:
+    rows = np.random.default_rng(2).normal(size=(100, 3)).astype(np.float32)
+    sound = fit_trees(rows, rows[:, :2].astype(np.float64), seed=0)
+    forged = sound.right.copy()
+    forged[0, 0, 0] = value
+    with pytest.raises(ValueError, match="leads nowhere or back"):
+        replace(sound, right=forged)
 
 
 def test_a_sign_far_outside_training_counts_as_its_limit() -> None:
