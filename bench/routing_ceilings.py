@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import _report
 from gateway.evaluation.curve_metrics import area, upper_hull
 from gateway.evaluation.evaluate import split_by_prompt
-from gateway.evaluation.pair_metrics import apgr, gap_recovered
+from gateway.evaluation.pair_metrics import apgr, call_performance_threshold, gap_recovered
 from policies.frontier import Corner, chosen, mix_for_budget, solve_frontier
 from policies.mapping import category_table
 from routers.outcomes import Outcomes, holds_outcomes, read_outcomes
@@ -68,10 +68,13 @@ def over_splits(
         rest, held = split_by_prompt(data, holdout, seed)
         for level, figures in ceilings(data.rows(rest), data.rows(held), budgets).items():
             rows.setdefault(level, []).append(figures)
-    return {
-        level: {key: float(np.mean([row[key] for row in found])) for key in found[0]}
-        for level, found in rows.items()
-    }
+    return {level: mean_figures(found) for level, found in rows.items()}
+
+
+def mean_figures(splits: Sequence[Figures]) -> Figures:
+    """Of each figure that every split has."""
+    shared = [key for key in splits[0] if all(key in row for row in splits)]
+    return {key: float(np.mean([row[key] for row in splits])) for key in shared}
 
 
 def ceilings(train: Outcomes, test: Outcomes, budgets: Sequence[float]) -> dict[str, Figures]:
@@ -119,7 +122,7 @@ def figures_of(
         "auc_minus_zero_router": area(cost[order], score[order], *limits) - area(*zero, *limits),
     }
     if len(test.experts) == 2:
-        found["apgr"] = _apgr(quality, train, test)
+        found |= _pair(quality, train, test)
     for budget in budgets:
         if not limits[0] <= budget <= limits[1]:
             continue
@@ -130,11 +133,14 @@ def figures_of(
     return found
 
 
-def _apgr(quality: FloatArray, train: Outcomes, test: Outcomes) -> float:
-    """Of the order by the category's gap between the two experts."""
+def _pair(quality: FloatArray, train: Outcomes, test: Outcomes) -> Figures:
+    """Of the order by the category's gap between the two experts; a threshold never reached is left
+    out."""
     strong = int(train.score.mean(axis=0).argmax())
     gap, gain = (v[:, strong] - v[:, 1 - strong] for v in (quality, test.score))
-    return apgr(gap_recovered(gap, gain, 0))
+    recovered = gap_recovered(gap, gain, 0)
+    half = call_performance_threshold(recovered, 0.5)
+    return {"apgr": apgr(recovered)} | ({} if half is None else {"cpt50": half})
 
 
 def _cells(rows: Outcomes) -> tuple[FloatArray, FloatArray]:

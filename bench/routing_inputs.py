@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import _report
-from bench.routing_ceilings import figures_of
+from bench.routing_ceilings import figures_of, mean_figures
 from bench.routing_signals import explained
 from gateway.evaluation.evaluate import split_by_prompt
 from policies.frontier import solve_frontier
@@ -93,10 +93,7 @@ def over_splits(
             rest, held = split_by_prompt(data, options.holdout, seed)
             row = figures(data, vectors, rest, held, seed, budgets)
             found.setdefault(what, []).append(row)
-    return {
-        what: {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
-        for what, rows in found.items()
-    }
+    return {what: mean_figures(rows) for what, rows in found.items()}
 
 
 def inputs_of(data: Outcomes, encoder: Encoder | None) -> dict[str, Float32Array]:

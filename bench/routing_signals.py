@@ -28,7 +28,7 @@ from scipy.sparse import csr_matrix
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import _report
-from bench.routing_ceilings import figures_of, labels_of
+from bench.routing_ceilings import figures_of, labels_of, mean_figures
 from bench.routing_quality import Remembering
 from gateway.evaluation.evaluate import split_by_prompt
 from policies.frontier import solve_frontier
@@ -69,17 +69,11 @@ def main() -> None:
             print(f"{folder.name}: split {seed + 1} of {options.splits}", file=sys.stderr)
             rest, held = split_by_prompt(data, options.holdout, seed)
             rows.append(signals(data.rows(rest), data.rows(held), embedder, seed, budgets))
-        result[folder.name] = {part: _means([row[part] for row in rows]) for part in rows[0]}
+        result[folder.name] = {part: mean_figures([row[part] for row in rows]) for part in rows[0]}
         for part, figures in result[folder.name].items():
             cells = ", ".join(f"{key} {value:.4f}" for key, value in figures.items())
             print(f"{folder.name:<22}{part:<30}{cells}")
     _report.write({"sets": result, "splits": options.splits}, options.json)
-
-
-def _means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Of what every split has: an opinion that one of them did not admit is left out."""
-    shared = [key for key in rows[0] if all(key in row for row in rows)]
-    return {key: float(np.mean([row[key] for row in rows])) for key in shared}
 
 
 def signals(

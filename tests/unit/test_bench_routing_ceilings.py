@@ -39,6 +39,7 @@ def test_what_a_label_tells_is_found_and_the_finer_label_tells_more() -> None:
         assert gain[f"{level} oracle"] >= gain[f"{level} map"] - 1e-12
     assert found["source map"]["labels"] == 8
     assert found["source map"]["apgr"] > found["category map"]["apgr"]
+    assert found["source map"]["cpt50"] < found["category map"]["cpt50"]
     assert "at_5_minus_zero" not in found["category map"]  # dearer than every expert
     zero = (0.695 + 0.6) / 2
     assert found["category map"]["at_1.5_minus_zero"] == pytest.approx(0.796 - zero, abs=0.02)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.routing_signals import _bettered, _means, _weight, explained
+from bench.routing_ceilings import mean_figures
+from bench.routing_signals import _bettered, _weight, explained
 
 RNG = np.random.default_rng(5)
 SCORE = (RNG.random((6000, 4)) < [0.4, 0.5, 0.6, 0.7]).astype(float)
@@ -34,6 +35,6 @@ def test_a_worse_estimate_gets_no_weight_and_a_better_one_does() -> None:
 
 
 def test_an_opinion_that_a_split_did_not_admit_has_no_mean() -> None:
-    assert _means([{"router": 0.2, "trees": 0.1}, {"router": 0.4}]) == {
+    assert mean_figures([{"router": 0.2, "trees": 0.1}, {"router": 0.4}]) == {
         "router": pytest.approx(0.3)
     }
