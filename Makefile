@@ -65,7 +65,7 @@ sim: $(STAMP)    ## the long simulation
 # Not among them: what needs a GPU, recorded outcomes (--data DIR) or half an hour.
 bench: models    ## every benchmark; one JSON file each in results/
 	@mkdir -p results; for b in bench/[a-z]*.py; do \
-	  case $$b in bench/gpu_*|bench/_*|bench/soak.py|bench/memory.py|bench/cascade_routing.py|bench/served_cascade.py|bench/routing_quality.py|bench/routing_ceilings.py|bench/routing_signals.py|bench/category_quality.py|bench/simulation.py) continue;; esac; \
+	  case $$b in bench/gpu_*|bench/_*|bench/soak.py|bench/memory.py|bench/cascade_routing.py|bench/served_cascade.py|bench/routing_quality.py|bench/routing_ceilings.py|bench/routing_signals.py|bench/routing_inputs.py|bench/category_quality.py|bench/simulation.py) continue;; esac; \
 	  echo "== $$b"; $(PY) $$b --json results/$$(basename $$b .py).json || exit 1; done
 
 lock: $(STAMP)   ## renew requirements/cpu.lock from the *.in files (in a scratch environment)
