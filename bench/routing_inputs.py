@@ -1,7 +1,7 @@
 """What better inputs would be worth to the router: the whole of it, trained on more than it reads.
 
     python bench/routing_inputs.py FOLDER [--sets a,b] [--splits 3] [--budgets 31,54]
-        [--model DIR] [--json FILE]
+        [--model DIR] [--first-split 0] [--inputs shipped,model] [--json FILE]
 
 ``shipped`` is the router as it is. ``told_category`` and ``told_source`` have the true label beside
 the embedding, in training and in use: what no prompt says better, so the most that finding the
@@ -62,6 +62,8 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder of data-set folders")
     parser.add_argument("--sets", default="", help="names, separated by commas (default: all)")
     parser.add_argument("--splits", type=int, default=3)
+    parser.add_argument("--first-split", type=int, default=0, help="its seed, to go on from a run")
+    parser.add_argument("--inputs", default="", help="names, separated by commas (default: all)")
     parser.add_argument("--holdout", type=float, default=0.3)
     parser.add_argument("--budgets", default="", help="as in 31,54")
     parser.add_argument("--model", metavar="DIR", help="a causal language model's folder")
@@ -78,7 +80,8 @@ def main() -> None:
         for what, figures in inputs.items():
             cells = ", ".join(f"{key} {value:.4f}" for key, value in figures.items())
             print(f"{name:<22}{what:<16}{cells}")
-    _report.write({"sets": result, "splits": options.splits}, options.json)
+    about = {"splits": options.splits, "first_split": options.first_split}
+    _report.write({"sets": result, **about}, options.json)
 
 
 def over_splits(
@@ -86,10 +89,13 @@ def over_splits(
 ) -> dict[str, Figures]:
     """By input, each figure's mean over splits."""
     budgets = tuple(float(budget) for budget in options.budgets.split(",") if budget)
+    wanted = set(filter(None, options.inputs.split(",")))
     found: dict[str, list[Figures]] = {}
     for what, vectors in inputs_of(data, encoder).items():
-        for seed in range(options.splits):
-            print(f"{data.name}: {what}, split {seed + 1} of {options.splits}", file=sys.stderr)
+        for seed in range(options.first_split, options.first_split + options.splits):
+            if wanted and what not in wanted:
+                continue
+            print(f"{data.name}: {what}, split of seed {seed}", file=sys.stderr)
             rest, held = split_by_prompt(data, options.holdout, seed)
             row = figures(data, vectors, rest, held, seed, budgets)
             found.setdefault(what, []).append(row)
