@@ -42,6 +42,8 @@ class Forest:
     value: NDArray[np.float16]
 
     def __post_init__(self) -> None:
+        if len({x.shape for x in (self.feature, self.threshold, self.left, self.right)}) > 1:
+            raise ValueError("the arrays of the forest's nodes differ in length")
         nodes, inner = np.arange(len(self.feature)), self.feature >= 0
         ways = np.stack([self.left[inner], self.right[inner]])
         leads_on = (ways > nodes[inner]).all() and (ways < len(nodes)).all()

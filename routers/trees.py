@@ -38,6 +38,9 @@ class Trees:
     start: NDArray[np.float32]
 
     def __post_init__(self) -> None:
+        each = (self.feature, self.threshold, self.left, self.right, self.value)
+        if len({x.shape for x in each}) > 1:
+            raise ValueError("the arrays of the trees' nodes differ in length")
         inner = self.feature >= 0
         node = np.nonzero(inner)[2]
         ways = np.stack([self.left[inner], self.right[inner]])

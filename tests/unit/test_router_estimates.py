@@ -139,6 +139,19 @@ def test_trees_whose_nodes_lead_nowhere_or_back_are_refused(value: int) -> None:
         replace(sound, right=forged)
 
 
+def test_trees_whose_arrays_differ_in_length_are_refused() -> None:
+    """By the error that the loader turns into one with the file and the remedy."""
+    rows = np.random.default_rng(2).normal(size=(100, 3)).astype(np.float32)
+    forest = fit_forest(rows, rows[:, :2].astype(np.float64), seed=0)
+    trees = fit_trees(rows, rows[:, :2].astype(np.float64), seed=0)
+    for short in (forest.left[:-1], forest.left[:0]):
+        with pytest.raises(ValueError, match="differ in length"):
+            replace(forest, left=short)
+    for short in (trees.left[:, :, :-1], trees.left[:, 0]):
+        with pytest.raises(ValueError, match="differ in length"):
+            replace(trees, left=short)
+
+
 def test_a_sign_far_outside_training_counts_as_its_limit() -> None:
     scale = fit_dense_scale(np.random.default_rng(0).normal(size=(50, 3)))
     wild = scale.scaled(np.array([[1e9, 0.0, -1e9]]))
